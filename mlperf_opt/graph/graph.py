@@ -1,0 +1,157 @@
+"""The graph: nodes in topological order, weights, inputs, outputs and explicit recurrent state. Immutable."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
+
+from mlperf_opt.errors import GraphError
+from mlperf_opt.graph.weight import Weight, split_name
+from mlperf_opt.ops import OPS, OpDef, Spec
+
+Attribute = int | float | bool | str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One use of an op.
+
+    Attributes:
+        op: name of the op in `OPS`.
+        inputs: one name per argument of the op, in its order: a value, ``weight`` for its real values, ``weight:codes`` or
+            ``weight:scale`` for what it stores; ``""`` for an optional argument that is absent.
+        output: name of the value that the node makes; also the node's own name.
+        attributes: the op's settings.
+    """
+
+    op: str
+    inputs: tuple[str, ...]
+    output: str
+    attributes: Mapping[str, Attribute] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+
+    @property
+    def definition(self) -> OpDef:
+        """The op's definition. Raises `GraphError` for an op that doesn't exist."""
+        if self.op not in OPS:
+            raise GraphError(f"node {self.output!r}: unknown op {self.op!r}")
+        return OPS[self.op]
+
+    def argument(self, name: str) -> str:
+        """Return what stands for the op's argument ``name`` (``""`` if absent)."""
+        return self.inputs[self.definition.position(name)]
+
+
+@dataclass(frozen=True)
+class State:
+    """One array that a graph carries from call to call.
+
+    Attributes:
+        name: the value that nodes read.
+        spec: its shape (``N`` batch, ``L`` capacity) and dtype; it starts as zeros.
+        update: the value that becomes the state of the next call.
+    """
+
+    name: str
+    spec: Spec
+    update: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network.
+
+    Attributes:
+        name: name of the model, for people.
+        nodes: in topological order.
+        weights: by name.
+        inputs: name -> spec; ``N`` is the batch, ``T`` the time.
+        outputs: names of the values that a call returns.
+        state: what is carried from call to call (a KV cache); empty for most graphs.
+    """
+
+    name: str
+    nodes: tuple[Node, ...]
+    weights: Mapping[str, Weight]
+    inputs: Mapping[str, Spec]
+    outputs: tuple[str, ...]
+    state: tuple[State, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
+        object.__setattr__(self, "inputs", MappingProxyType(dict(self.inputs)))
+
+    @cached_property
+    def specs(self) -> Mapping[str, Spec]:
+        """Spec of every value and weight argument, by the ops' shape rules. Raises `GraphError`, naming the node."""
+        specs = dict(self.inputs) | {state.name: state.spec for state in self.state}
+        for node in self.nodes:
+            arguments = []
+            for name in node.inputs:
+                if name and name not in specs:
+                    specs[name] = self._weight_spec(name, node)
+                arguments.append(specs[name] if name else None)
+            try:
+                specs[node.output] = node.definition.infer(*arguments, **node.attributes)
+            except GraphError as error:
+                raise GraphError(f"node {node.output!r}: {error}") from None
+        return MappingProxyType(specs)
+
+    def _weight_spec(self, argument: str, node: Node) -> Spec:
+        name, part = split_name(argument)
+        if name not in self.weights:
+            raise GraphError(f"node {node.output!r}: no value or weight {argument!r} before it")
+        array = self.weights[name].part(part)
+        return Spec(array.shape, str(array.dtype))
+
+    def node(self, output: str) -> Node:
+        """Return the node that makes ``output``."""
+        for node in self.nodes:
+            if node.output == output:
+                return node
+        raise GraphError(f"no node makes {output!r}")
+
+    def consumers(self, value: str) -> list[Node]:
+        """Return the nodes that read ``value``."""
+        return [node for node in self.nodes if value in node.inputs]
+
+    def parameters(self) -> dict[str, Weight]:
+        """The trained weights (not quantization scales or zero points), in the order of the nodes, each once."""
+        found: dict[str, Weight] = {}
+        for _, _, name in self._uses("parameters"):
+            found.setdefault(name, self.weights[name])
+        return found
+
+    def matrices(self) -> dict[str, Node]:
+        """The weights that multiply an input, each with the (first) node that uses it: what quant and prune work on."""
+        found: dict[str, Node] = {}
+        for node, role, name in self._uses("parameters"):
+            if role == node.definition.matrix:
+                found.setdefault(name, node)
+        return found
+
+    def _uses(self, roles: str) -> Iterator[tuple[Node, str, str]]:
+        for node in self.nodes:
+            for role in getattr(node.definition, roles):
+                name, _ = split_name(node.argument(role))
+                if name:
+                    yield node, role, name
+
+    def with_weights(self, weights: Mapping[str, Weight]) -> Graph:
+        """Return this graph with some weights replaced."""
+        return replace(self, weights={**self.weights, **weights})
+
+    def macs(self, dims: Mapping[str, int]) -> int:
+        """Multiply-accumulates of one call with the named dimensions bound, e.g. ``{"N": 1}``."""
+        return sum(cost.macs for _, cost in self.costs(dims))
+
+    def costs(self, dims: Mapping[str, int]) -> Iterator[tuple[Node, Any]]:
+        """Yield (node, `Cost`) for one call with the named dimensions bound."""
+        for node in self.nodes:
+            specs = [self.specs[name].bound(dims) if name else None for name in node.inputs]
+            yield node, node.definition.cost(self.specs[node.output].bound(dims), *specs, **node.attributes)

@@ -1,0 +1,87 @@
+"""The rules of a legal graph, checked after every pass and after every read from a file."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlperf_opt.errors import GraphError
+from mlperf_opt.graph.graph import Graph
+from mlperf_opt.graph.weight import Affine, Weight, split_name
+
+
+def verify(graph: Graph) -> Graph:
+    """Return ``graph`` if it is legal.
+
+    Raises:
+        GraphError: a name used twice or with a reserved sign, a wrong number of inputs, a value read before it is made, shapes that
+            don't fit, an unused or non-finite weight, a missing output or state update, a buffer read after being overwritten.
+    """
+    _check_names(graph)
+    for node in graph.nodes:
+        arguments = node.definition.arguments
+        if len(node.inputs) != len(arguments):
+            raise GraphError(f"node {node.output!r}: {node.op} takes {len(arguments)} inputs, got {len(node.inputs)}")
+        for name, argument in zip(node.inputs, arguments, strict=True):
+            if not name and not argument.endswith("?"):
+                raise GraphError(f"node {node.output!r}: the argument {argument!r} of {node.op} is missing")
+    specs = graph.specs
+    for name in graph.outputs:
+        if name not in specs:
+            raise GraphError(f"output {name!r} is made by no node")
+    for state in graph.state:
+        if state.update not in specs or specs[state.update] != state.spec:
+            raise GraphError(f"state {state.name!r}: its update {state.update!r} must be a value of {state.spec}")
+    _check_weights(graph)
+    _check_in_place(graph)
+    return graph
+
+
+def _check_names(graph: Graph) -> None:
+    made = [*graph.inputs, *(s.name for s in graph.state), *(n.output for n in graph.nodes), *graph.weights]
+    seen: set[str] = set()
+    for name in made:
+        if not name or ":" in name:
+            raise GraphError(f"{name!r} is no legal name: it is empty or holds ':'")
+        if name in seen:
+            raise GraphError(f"the name {name!r} is used twice")
+        seen.add(name)
+
+
+def _check_weights(graph: Graph) -> None:
+    used = {split_name(name)[0] for node in graph.nodes for name in node.inputs}
+    for name, weight in graph.weights.items():
+        if name not in used:
+            raise GraphError(f"weight {name!r} is used by no node")
+        _check_values(name, weight)
+
+
+def _check_values(name: str, weight: Weight) -> None:
+    arrays = [weight.values]
+    if isinstance(weight.encoding, Affine):
+        affine = weight.encoding
+        arrays.append(affine.scale)
+        shape = () if affine.axis is None else weight.values.shape[affine.axis : affine.axis + 1]
+        if affine.scale.shape != shape or affine.scale.dtype != np.float32 or not (affine.scale > 0).all():
+            raise GraphError(f"weight {name!r}: its scales must be positive float32 of shape {shape}")
+        limit = affine.limit
+        if weight.values.dtype.kind != "i" or (
+            weight.values.size and max(-int(weight.values.min()), int(weight.values.max())) > limit
+        ):
+            raise GraphError(f"weight {name!r}: its codes must be integers in -{limit}..{limit}")
+    for array in arrays:
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise GraphError(f"weight {name!r} holds a value that is not finite")
+
+
+def _check_in_place(graph: Graph) -> None:
+    """A buffer that an op overwrites must be a state, and nobody may read its old content afterwards."""
+    states = {state.name: state.update for state in graph.state}
+    for place, node in enumerate(graph.nodes):
+        if node.definition.in_place is None:
+            continue
+        target = node.argument(node.definition.in_place)
+        if states.get(target) != node.output:
+            raise GraphError(f"node {node.output!r} overwrites {target!r}, which is no state that it updates")
+        for later in graph.nodes[place + 1 :]:
+            if target in later.inputs:
+                raise GraphError(f"node {later.output!r} reads {target!r} after {node.output!r} has overwritten it")

@@ -1,0 +1,101 @@
+"""A weight: the codes as stored, and the encoding that gives them their meaning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.errors import GraphError
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Dense:
+    """The values mean what they say (float32, float16, or the small integers of zero points)."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """real = code * scale: symmetric integers.
+
+    Attributes:
+        scale: float32, () for the whole tensor or (M,) along ``axis``.
+        axis: the axis of the scales, None for one scale.
+        bits: the codes lie in -(2^(bits-1) - 1) .. 2^(bits-1) - 1; 8 for weights, 32 for biases.
+    """
+
+    scale: Array
+    axis: int | None
+    bits: int
+
+    @property
+    def limit(self) -> int:
+        """The largest magnitude of a code."""
+        return 2 ** (self.bits - 1) - 1
+
+    def spread(self, ndim: int) -> Array:
+        """Return the scales shaped to multiply codes of ``ndim`` axes."""
+        if self.axis is None:
+            return self.scale
+        return self.scale.reshape([-1 if axis == self.axis else 1 for axis in range(ndim)])
+
+
+Encoding = Dense | Affine
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Codes and their encoding. The arrays are read-only: a pass makes a new weight.
+
+    How the bytes are packed in a file is the artifact's business, not the weight's.
+    """
+
+    values: Array
+    encoding: Encoding = Dense()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", _frozen(self.values))
+        if isinstance(self.encoding, Affine):
+            object.__setattr__(self.encoding, "scale", _frozen(self.encoding.scale))
+
+    def dense(self) -> Array:
+        """Return the real values as float32."""
+        if isinstance(self.encoding, Affine):
+            return self.values.astype(np.float32) * self.encoding.spread(self.values.ndim)
+        return self.values.astype(np.float32, copy=False)
+
+    def encode(self, dense: Array) -> Weight:
+        """Return ``dense`` in this weight's encoding and dtype: rounded to its grid, saturated at its ends."""
+        if isinstance(self.encoding, Affine):
+            # float64: an int32 limit is not a float32, and a bias may round to it
+            codes = np.rint(dense.astype(np.float64) / self.encoding.spread(dense.ndim))
+            codes = np.clip(codes, -self.encoding.limit, self.encoding.limit)
+            return Weight(codes.astype(self.values.dtype), self.encoding)
+        return Weight(dense.astype(self.values.dtype), self.encoding)
+
+    def part(self, part: str) -> Array:
+        """Return what an op asks for: ``""`` the real values, ``"codes"`` or ``"scale"`` as stored."""
+        if part == "":
+            return self.dense()
+        if part == "codes":
+            return self.values
+        if part == "scale" and isinstance(self.encoding, Affine):
+            return self.encoding.scale
+        raise GraphError(f"a weight with encoding {type(self.encoding).__name__} has no part {part!r}")
+
+
+def _frozen(array: Array) -> Array:
+    if array.flags.writeable or not array.flags.c_contiguous:
+        array = np.array(array, order="C")
+        array.setflags(write=False)
+    return array
+
+
+def split_name(argument: str) -> tuple[str, str]:
+    """Split an argument into its weight and part: ``fc1.weight:codes`` -> (``fc1.weight``, ``codes``)."""
+    name, _, part = argument.partition(":")
+    return name, part

@@ -1,0 +1,154 @@
+"""Scaled dot-product attention over several heads, whole and cached (Vaswani, arXiv:1706.03762, 3.2).
+
+Attention has no weights: its projections are linear nodes. The cached form is three ops: `cache_write` puts the new keys
+(or values) behind those that the state holds, `cached_attention` reads them, `advance` moves each row's position.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mlperf_opt.ops.activation import softmax, softmax_vjp
+from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes, no_macs
+
+
+def split_heads(x: Array, heads: int) -> Array:
+    """(N, T, D) -> (N, heads, T, D / heads)."""
+    n, t, d = x.shape
+    return x.reshape(n, t, heads, d // heads).transpose(0, 2, 1, 3)
+
+
+def join_heads(x: Array) -> Array:
+    """(N, heads, T, d) -> (N, T, heads * d)."""
+    n, h, t, d = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(n, t, h * d)
+
+
+def _check_width(width: int | str, heads: int) -> None:
+    fits = isinstance(width, int) and heads >= 1 and width % heads == 0
+    expect(fits, f"attention: heads={heads} must divide the width {width}")
+
+
+def _infer(q: Spec, k: Spec, v: Spec, *, heads: int, causal: bool) -> Spec:
+    expect(len(q.shape) == 3 and q == k == v, f"attention: q {q}, k {k}, v {v} must be equal (N, T, D)")
+    _check_width(q.shape[2], heads)
+    return q
+
+
+def _weights(q: Array, k: Array, causal: bool) -> Array:
+    """softmax(q k^T / sqrt(d)) of (N, heads, T, d) arrays; causal: place t sees places 0..t."""
+    scores = q @ k.transpose(0, 1, 3, 2) * q.dtype.type(1 / math.sqrt(q.shape[-1]))
+    if causal:
+        t = scores.shape[-1]
+        scores = np.where(np.tri(t, dtype=bool), scores, -np.inf)
+    return softmax(scores)
+
+
+def _forward(q: Array, k: Array, v: Array, *, heads: int, causal: bool) -> Array:
+    q, k, v = (split_heads(x, heads) for x in (q, k, v))
+    return join_heads(_weights(q, k, causal) @ v)
+
+
+def _vjp(grad: Array, _out: Array, q: Array, k: Array, v: Array, *, heads: int, causal: bool) -> tuple[Array, Array, Array]:
+    q, k, v, g = (split_heads(x, heads) for x in (q, k, v, grad))
+    weights = _weights(q, k, causal)
+    d_scores = softmax_vjp(g @ v.transpose(0, 1, 3, 2), weights) * q.dtype.type(1 / math.sqrt(q.shape[-1]))
+    d_v = weights.transpose(0, 1, 3, 2) @ g
+    return join_heads(d_scores @ k), join_heads(d_scores.transpose(0, 1, 3, 2) @ q), join_heads(d_v)
+
+
+def _cost(out: Spec, q: Spec, k: Spec, v: Spec, **_: int) -> Cost:
+    # q k^T and weights v, computed whole also where a causal mask hides half
+    return Cost(2 * out.size * int(q.shape[1]), moved_bytes(out, q, k, v))
+
+
+def _infer_write(cache: Spec, new: Spec, position: Spec, lengths: Spec) -> Spec:
+    expect(len(cache.shape) == 4, f"cache_write: cache must be (N, heads, L, d), got {cache}")
+    expect(len(new.shape) == 3, f"cache_write: new must be (N, T, D), got {new}")
+    heads, width = int(cache.shape[1]), int(cache.shape[3])
+    expect(new.shape[2] == heads * width, f"cache_write: width of new {new} and of cache {cache} differ")
+    _check_rows(position, lengths)
+    return cache
+
+
+def _check_rows(*specs: Spec) -> None:
+    for spec in specs:
+        expect(len(spec.shape) == 1 and spec.dtype == "int64", f"cache: positions and lengths are int64[N], got {spec}")
+
+
+def _write(cache: Array, new: Array, position: Array, lengths: Array) -> Array:
+    """Put row n's first lengths[n] vectors at position[n]; the buffer of ``cache`` is overwritten and returned."""
+    new = split_heads(new, cache.shape[1])
+    if new.shape[2] == 1 and lengths.all():  # a decode step: one vector per row
+        cache[np.arange(len(cache)), :, position] = new[:, :, 0]
+        return cache
+    for row, (start, count) in enumerate(zip(position, lengths, strict=True)):
+        cache[row, :, start : start + count] = new[row, :, :count]
+    return cache
+
+
+def _infer_cached(q: Spec, keys: Spec, values: Spec, position: Spec, *, heads: int) -> Spec:
+    expect(len(q.shape) == 3, f"cached_attention: q must be (N, T, D), got {q}")
+    expect(
+        len(keys.shape) == 4 and keys == values,
+        f"cached_attention: keys {keys} and values {values} must be (N, heads, L, d)",
+    )
+    _check_width(q.shape[2], heads)
+    _check_rows(position)
+    return q
+
+
+def _cached(q: Array, keys: Array, values: Array, position: Array, *, heads: int) -> Array:
+    """Attend from q's places position[n] + t to every cached place up to and including each."""
+    q = split_heads(q, heads)
+    places = position[:, None] + np.arange(q.shape[2])  # (N, T)
+    used = min(int(places.max()) + 1, keys.shape[2])  # what lies behind the longest row is never read
+    keys, values = keys[:, :, :used], values[:, :, :used]
+    scores = q @ keys.transpose(0, 1, 3, 2) * q.dtype.type(1 / math.sqrt(q.shape[-1]))  # (N, heads, T, used)
+    if places.size > 1:
+        seen = np.arange(used) <= places[:, None, :, None]
+        scores = np.where(seen, scores, -np.inf)
+    return join_heads(softmax(scores) @ values)
+
+
+def _cached_cost(out: Spec, q: Spec, keys: Spec, values: Spec, position: Spec, **_: int) -> Cost:
+    return Cost(2 * out.size * int(keys.shape[2]), moved_bytes(out, q, keys, values, position))
+
+
+def _infer_advance(position: Spec, lengths: Spec) -> Spec:
+    _check_rows(position, lengths)
+    return position
+
+
+ATTENTION = OpDef("attention", ("q", "k", "v"), _infer, _forward, _vjp, _cost, "MatMul+Softmax+MatMul")
+# The cached ops serve generation; training runs on the graph without state, so they have no gradient.
+CACHE_WRITE = OpDef(
+    name="cache_write",
+    arguments=("cache", "new", "position", "lengths"),
+    infer=_infer_write,
+    forward=_write,
+    vjp=None,
+    cost=no_macs,
+    onnx="ScatterND",
+    in_place="cache",
+)
+CACHED_ATTENTION = OpDef(
+    "cached_attention",
+    ("q", "keys", "values", "position"),
+    _infer_cached,
+    _cached,
+    None,
+    _cached_cost,
+    "MatMul+Softmax+MatMul",
+)
+ADVANCE = OpDef(
+    "advance",
+    ("position", "lengths"),
+    _infer_advance,
+    lambda position, lengths: position + lengths,
+    None,
+    no_macs,
+    "Add",
+)

@@ -1,0 +1,138 @@
+"""embedding, and the two position encodings: learned and sinusoidal.
+
+A position encoding adds one vector per place. ``offset`` (N,) is the place of the first token of each row: absent, a row
+starts at 0; with a KV cache it is the number of tokens that the row already holds.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from mlperf_opt.errors import GraphError
+from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes, no_macs
+
+
+def infer_embedding(tokens: Spec, table: Spec) -> Spec:
+    """Shape rule shared by embedding and qembedding."""
+    expect(tokens.dtype.startswith("int"), f"embedding: tokens must be integers, got {tokens}")
+    expect(len(table.shape) == 2, f"embedding: table must be (V, D), got {table}")
+    return Spec((*tokens.shape, table.shape[1]), "float32")
+
+
+def _check_tokens(tokens: Array, size: int) -> None:
+    if tokens.size and (tokens.min() < 0 or tokens.max() >= size):
+        raise GraphError(f"embedding: token ids must be 0..{size - 1}, got {tokens.min()}..{tokens.max()}")
+
+
+def _embedding(tokens: Array, table: Array) -> Array:
+    _check_tokens(tokens, len(table))
+    return table[tokens]
+
+
+def _embedding_vjp(grad: Array, _out: Array, tokens: Array, table: Array) -> tuple[Array | None, Array]:
+    d_table = np.zeros(table.shape, grad.dtype)
+    np.add.at(d_table, tokens.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+    return None, d_table
+
+
+def embedding_cost(out: Spec, tokens: Spec, table: Spec) -> Cost:
+    """No MACs; of the table only the rows looked up are read."""
+    width = int(table.shape[1]) * np.dtype(table.dtype).itemsize
+    return Cost(0, moved_bytes(out, tokens) + tokens.size * width)
+
+
+def _places(x: Array, offset: Array | None, capacity: int) -> Array | slice:
+    """Return the places of x (N, T, D): a slice for all rows, or (N, T) where each row has its own offset."""
+    time = x.shape[1]
+    if offset is None:
+        if time > capacity:
+            raise GraphError(f"positions: {time} tokens, but the model knows {capacity} places")
+        return slice(0, time)
+    places = offset[:, None] + np.arange(time)
+    # Padding behind a short row may run past the end; those outputs are never used, so any valid place will do.
+    return np.minimum(places, capacity - 1)
+
+
+def _infer_learned(x: Spec, table: Spec, offset: Spec | None) -> Spec:
+    expect(len(x.shape) == 3, f"positions: x must be (N, T, D), got {x}")
+    expect(len(table.shape) == 2 and table.shape[1] == x.shape[2], f"positions: table {table} does not fit x {x}")
+    _check_offset(offset)
+    return x
+
+
+def _check_offset(offset: Spec | None) -> None:
+    expect(
+        offset is None or (len(offset.shape) == 1 and offset.dtype == "int64"),
+        f"positions: offset must be int64[N], got {offset}",
+    )
+
+
+def _learned(x: Array, table: Array, offset: Array | None) -> Array:
+    return x + table[_places(x, offset, len(table))]
+
+
+def _learned_vjp(grad: Array, _out: Array, x: Array, table: Array, offset: Array | None) -> tuple[Array | None, ...]:
+    d_table = np.zeros(table.shape, grad.dtype)
+    places = _places(x, offset, len(table))
+    if isinstance(places, slice):
+        d_table[places] = grad.sum(axis=0)
+    else:
+        np.add.at(d_table, places.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+    return grad, d_table, None
+
+
+@lru_cache(maxsize=8)
+def sinusoid_table(places: int, width: int) -> Array:
+    """Return (places, width): sin and cos of place / 10000^(2i / width), interleaved (Vaswani, arXiv:1706.03762, 3.5)."""
+    angle = np.arange(places)[:, None] / 10000 ** (np.arange(0, width, 2) / width)
+    table = np.empty((places, width), np.float32)
+    table[:, 0::2] = np.sin(angle)
+    table[:, 1::2] = np.cos(angle[:, : width // 2])  # an odd width has one sine more
+    table.setflags(write=False)
+    return table
+
+
+def _infer_sinusoidal(x: Spec, offset: Spec | None, *, context: int) -> Spec:
+    expect(len(x.shape) == 3, f"positions: x must be (N, T, D), got {x}")
+    expect(context >= 1, f"positions: context={context} must be >= 1")
+    _check_offset(offset)
+    return x
+
+
+def _sinusoidal(x: Array, offset: Array | None, *, context: int) -> Array:
+    table = sinusoid_table(context, x.shape[-1]).astype(x.dtype, copy=False)
+    return x + table[_places(x, offset, context)]
+
+
+EMBEDDING = OpDef(
+    name="embedding",
+    arguments=("tokens", "table"),
+    infer=infer_embedding,
+    forward=_embedding,
+    vjp=_embedding_vjp,
+    cost=embedding_cost,
+    onnx="Gather",
+    parameters=("table",),
+    matrix="table",
+)
+LEARNED_POSITIONS = OpDef(
+    name="learned_positions",
+    arguments=("x", "table", "offset?"),
+    infer=_infer_learned,
+    forward=_learned,
+    vjp=_learned_vjp,
+    cost=no_macs,
+    onnx="Gather+Add",
+    parameters=("table",),
+)
+SINUSOIDAL_POSITIONS = OpDef(
+    name="sinusoidal_positions",
+    arguments=("x", "offset?"),
+    infer=_infer_sinusoidal,
+    forward=_sinusoidal,
+    vjp=lambda grad, _out, _x, _offset, context: (grad, None),
+    cost=no_macs,
+    onnx="Gather+Add",
+)

@@ -1,0 +1,46 @@
+"""layer_norm: (x - mean) / sqrt(variance + eps) * gamma + beta over the last axis (Ba, arXiv:1607.06450)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mlperf_opt.ops.base import Array, OpDef, Spec, expect, no_macs
+
+
+def _infer(x: Spec, gamma: Spec, beta: Spec, *, eps: float) -> Spec:
+    expect(gamma.shape == x.shape[-1:] == beta.shape, f"layer_norm: gamma {gamma}, beta {beta} must fit x {x}")
+    expect(eps > 0, f"layer_norm: eps={eps} must be > 0")
+    return x
+
+
+def _normalized(x: Array, eps: float) -> tuple[Array, Array]:
+    width = x.dtype.type(x.shape[-1])
+    centred = x - np.add.reduce(x, axis=-1, keepdims=True) / width
+    variance = np.einsum("...d,...d->...", centred, centred)[..., None] / width
+    inverse = 1 / np.sqrt(variance + x.dtype.type(eps))
+    return centred * inverse, inverse
+
+
+def _forward(x: Array, gamma: Array, beta: Array, *, eps: float) -> Array:
+    return _normalized(x, eps)[0] * gamma + beta
+
+
+def _vjp(grad: Array, _out: Array, x: Array, gamma: Array, beta: Array, *, eps: float) -> tuple[Array, ...]:
+    unit, inverse = _normalized(x, eps)
+    d_unit = grad * gamma
+    # d_x = inverse * (d_unit - mean(d_unit) - unit * mean(d_unit * unit))
+    d_x = inverse * (d_unit - d_unit.mean(axis=-1, keepdims=True) - unit * (d_unit * unit).mean(axis=-1, keepdims=True))
+    width = x.shape[-1]
+    return d_x, (grad * unit).reshape(-1, width).sum(axis=0), grad.reshape(-1, width).sum(axis=0)
+
+
+LAYER_NORM = OpDef(
+    name="layer_norm",
+    arguments=("x", "gamma", "beta"),
+    infer=_infer,
+    forward=_forward,
+    vjp=_vjp,
+    cost=no_macs,
+    onnx="LayerNormalization",
+    parameters=("gamma", "beta"),
+)

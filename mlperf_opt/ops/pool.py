@@ -1,0 +1,62 @@
+"""max_pool2d and avg_pool2d over windows of (N, C, H, W); no padding, a partial last window is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from mlperf_opt.ops.base import Array, OpDef, Spec, expect, no_macs
+from mlperf_opt.ops.conv import output_size
+
+
+def _infer(x: Spec, *, size: int, stride: int) -> Spec:
+    expect(len(x.shape) == 4, f"pool2d: x must be (N, C, H, W), got {x}")
+    expect(size >= 1 and stride >= 1, f"pool2d: size={size} and stride={stride} must be >= 1")
+    h, w = (output_size(int(s), size, stride, 0) for s in x.shape[2:])
+    expect(h >= 1 and w >= 1, f"pool2d: a window of {size} does not fit {x}")
+    return Spec((*x.shape[:2], h, w), x.dtype)
+
+
+def _taps(x: Array, size: int, stride: int) -> Iterator[tuple[slice, slice]]:
+    """Yield, for each place in the window, the slices of H and W that hold that place of every window."""
+    h, w = (output_size(s, size, stride, 0) for s in x.shape[2:])
+    for i in range(size):
+        for j in range(size):
+            yield slice(i, i + stride * h, stride), slice(j, j + stride * w, stride)
+
+
+def _max(x: Array, *, size: int, stride: int) -> Array:
+    taps = _taps(x, size, stride)
+    rows, columns = next(taps)
+    out = x[:, :, rows, columns].copy()
+    for rows, columns in taps:
+        np.maximum(out, x[:, :, rows, columns], out=out)
+    return out
+
+
+def _max_vjp(grad: Array, out: Array, x: Array, *, size: int, stride: int) -> tuple[Array]:
+    d_x = np.zeros(x.shape, grad.dtype)
+    free = np.ones(out.shape, bool)  # of equal maxima the first takes the gradient
+    for rows, columns in _taps(x, size, stride):
+        hit = free & (x[:, :, rows, columns] == out)
+        d_x[:, :, rows, columns] += grad * hit
+        free &= ~hit
+    return (d_x,)
+
+
+def _avg(x: Array, *, size: int, stride: int) -> Array:
+    total = sum(x[:, :, rows, columns] for rows, columns in _taps(x, size, stride))
+    return np.asarray(total / x.dtype.type(size * size))
+
+
+def _avg_vjp(grad: Array, _out: Array, x: Array, *, size: int, stride: int) -> tuple[Array]:
+    d_x = np.zeros(x.shape, grad.dtype)
+    share = grad / grad.dtype.type(size * size)
+    for rows, columns in _taps(x, size, stride):
+        d_x[:, :, rows, columns] += share
+    return (d_x,)
+
+
+MAX_POOL2D = OpDef("max_pool2d", ("x",), _infer, _max, _max_vjp, no_macs, "MaxPool")
+AVG_POOL2D = OpDef("avg_pool2d", ("x",), _infer, _avg, _avg_vjp, no_macs, "AveragePool")

@@ -1,0 +1,84 @@
+"""What a runtime is: it prepares a graph once, and gives something to call.
+
+A graph without state is a function of its inputs. A graph with state (a KV cache) is also that (each call is a fresh
+prefill of whole sequences), and can be started as a session that keeps its state from call to call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from mlperf_opt.graph import Graph, Node
+
+Array = NDArray[Any]
+Observer = Callable[[Node, Array, int], None]  # (node, its value, nanoseconds it took)
+
+
+class Session(Protocol):
+    """Generation with explicit state; each row of the batch has its own position.
+
+    Attributes:
+        positions: tokens that each row holds, int64 (N,).
+        state_bytes: bytes of the preallocated state.
+    """
+
+    @property
+    def positions(self) -> Array: ...
+
+    @property
+    def state_bytes(self) -> int: ...
+
+    def prefill(self, tokens: Array, lengths: Array | None = None) -> Array:
+        """Append the first lengths[n] of tokens[n] (N, T) to each row; return the logits (N, V) after each row's last.
+
+        Raises:
+            SessionError: a length below 1 or above T, a wrong batch, or more tokens than the cache has room for.
+        """
+        ...
+
+    def decode(self, tokens: Array) -> Array:
+        """Append one token (N,) to each row; return the logits (N, V). Raises `SessionError` when a row is full."""
+        ...
+
+    def truncate(self, length: int | Array) -> None:
+        """Forget all but the first ``length`` tokens, of every row or (N,) each. Raises `SessionError` outside 0..position."""
+        ...
+
+
+class Executable(Protocol):
+    """A prepared graph. Inputs are given by position, in the order of `graph.inputs` (without the lengths of a cached graph)."""
+
+    graph: Graph
+
+    def __call__(self, *inputs: Array) -> Array:
+        """Run the graph and return its first output."""
+        ...
+
+    def observe(self, observer: Observer, *inputs: Array) -> Array:
+        """Run node by node and tell the observer of each; slower than a call, and the same result."""
+        ...
+
+    def start(self, batch: int, max_length: int) -> Session:
+        """Start a session for ``batch`` rows of at most ``max_length`` tokens.
+
+        Raises:
+            SessionError: a batch or length below 1, longer than the model's context, or a graph without state.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A named way to execute graphs.
+
+    Attributes:
+        name: its name in configurations and records.
+        prepare: graph -> executable; raises `GraphError` for an op that it lacks.
+    """
+
+    name: str
+    prepare: Callable[[Graph], Executable]
