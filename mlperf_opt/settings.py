@@ -59,7 +59,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             return None
         return _convert(value, next(a for a in arguments if a is not type(None)), where)
     if origin is Literal:
-        if value in arguments:
+        if any(value == choice and type(value) is type(choice) for choice in arguments):  # True == 1
             return value
         raise ConfigError(f"{where}={value}: no such choice{did_you_mean(str(value), map(str, arguments))}")
     if origin is tuple:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -44,7 +43,6 @@ class Dataset:
         calibration: what settings are chosen on.
         test: what is reported.
         prompt: completion only: tokens of each row that are the prompt; what follows has to be completed.
-        augment: batch of inputs, generator -> batch of inputs; None for none. Used in training alone.
     """
 
     name: str
@@ -53,7 +51,6 @@ class Dataset:
     calibration: Split
     test: Split
     prompt: int = 0
-    augment: Callable[[Array, np.random.Generator], Array] | None = None
 
     @cached_property
     def sha256(self) -> str:

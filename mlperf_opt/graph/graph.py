@@ -14,6 +14,10 @@ from mlperf_opt.ops import OPS, OpDef, Spec
 
 Attribute = int | float | bool | str
 
+# A graph with a KV cache has these two beside its tokens; every session relies on them.
+LENGTHS = "lengths"  # input int64[N]: how many of a row's tokens count in this call
+POSITION = "position"  # state int64[N]: how many tokens a row holds
+
 
 @dataclass(frozen=True)
 class Node:
@@ -91,22 +95,26 @@ class Graph:
         """Spec of every value and weight argument, by the ops' shape rules. Raises `GraphError`, naming the node."""
         specs = dict(self.inputs) | {state.name: state.spec for state in self.state}
         for node in self.nodes:
+            definition = node.definition
             arguments = []
-            for name in node.inputs:
-                if name and name not in specs:
-                    specs[name] = self._weight_spec(name, node)
-                arguments.append(specs[name] if name else None)
             try:
-                specs[node.output] = node.definition.infer(*arguments, **node.attributes)
-            except GraphError as error:
+                for name in node.inputs:
+                    if name and name not in specs:
+                        specs[name] = self._weight_spec(name)
+                    arguments.append(specs[name] if name else None)
+                specs[node.output] = definition.infer(*arguments, **node.attributes)
+            except (GraphError, TypeError) as error:  # TypeError: an attribute that the op doesn't take, or a missing one
                 raise GraphError(f"node {node.output!r}: {error}") from None
         return MappingProxyType(specs)
 
-    def _weight_spec(self, argument: str, node: Node) -> Spec:
+    def _weight_spec(self, argument: str) -> Spec:
         name, part = split_name(argument)
         if name not in self.weights:
-            raise GraphError(f"node {node.output!r}: no value or weight {argument!r} before it")
-        array = self.weights[name].part(part)
+            raise GraphError(f"no value or weight {argument!r} before it")
+        weight = self.weights[name]
+        if part == "":
+            return Spec(weight.values.shape, "float32")  # without making the real values
+        array = weight.part(part)
         return Spec(array.shape, str(array.dtype))
 
     def node(self, output: str) -> Node:
@@ -145,6 +153,16 @@ class Graph:
     def with_weights(self, weights: Mapping[str, Weight]) -> Graph:
         """Return this graph with some weights replaced."""
         return replace(self, weights={**self.weights, **weights})
+
+    @property
+    def context(self) -> int | None:
+        """The number of places that the position encoding knows; None for a graph without one."""
+        for node in self.nodes:
+            if node.op == "learned_positions":
+                return self.weights[split_name(node.argument("table"))[0]].values.shape[0]
+            if node.op == "sinusoidal_positions":
+                return int(node.attributes["context"])
+        return None
 
     def macs(self, dims: Mapping[str, int]) -> int:
         """Multiply-accumulates of one call with the named dimensions bound, e.g. ``{"N": 1}``."""

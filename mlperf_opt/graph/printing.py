@@ -13,6 +13,6 @@ def to_text(graph: Graph) -> str:
     values = set(graph.inputs) | {s.name for s in graph.state} | {n.output for n in graph.nodes}
     for node in graph.nodes:
         arguments = [name if name in values else f"{name}: {graph.specs[name]}" for name in node.inputs if name]
-        settings = "".join(f" {key}={value}" for key, value in node.attributes.items())
+        settings = "".join(f" {key}={value}" for key, value in sorted(node.attributes.items()))
         lines.append(f"  {node.output}: {graph.specs[node.output]} = {node.op}({', '.join(arguments)}){settings}")
     return "\n".join(lines)

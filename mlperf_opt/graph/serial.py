@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph.graph import Graph, Node, State
 from mlperf_opt.graph.weight import Affine, Array, Weight
 from mlperf_opt.ops import Spec
+from mlperf_opt.ops.base import is_whole
 
 
 def structure(graph: Graph) -> dict[str, Any]:
@@ -48,39 +50,87 @@ def arrays(graph: Graph) -> dict[str, Array]:
 
 def array_specs(data: Mapping[str, Any]) -> dict[str, Spec]:
     """Return name -> spec of the arrays that a graph with this structure needs, in the order of `arrays`."""
-    specs: dict[str, Spec] = {}
-    for name, shape, dtype, affine in data["weights"]:
-        specs[name] = Spec(tuple(shape), dtype)
-        if affine is not None:
-            axis = affine["axis"]
-            specs[f"{name}:scale"] = Spec(() if axis is None else (shape[axis],), "float32")
-    return specs
+    with _malformed():
+        specs: dict[str, Spec] = {}
+        for name, shape, dtype, affine in data["weights"]:
+            if name in specs:
+                raise GraphError(f"the weight {name!r} stands twice in the structure of the graph")
+            specs[_text(name)] = _read_spec(shape, dtype)
+            if affine is not None:
+                axis = affine["axis"]
+                specs[f"{name}:scale"] = Spec(() if axis is None else (shape[axis],), "float32")
+        return specs
+
+
+_DTYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"}
+
+
+def _read_spec(shape: Any, dtype: Any) -> Spec:
+    if not isinstance(shape, list | tuple) or not all(_is_dim(d) for d in shape) or _text(dtype) not in _DTYPES:
+        raise ValueError(f"no shape and dtype: {shape!r}, {dtype!r}")
+    return Spec(tuple(shape), dtype)
+
+
+def _is_dim(value: Any) -> bool:
+    return is_whole(value, 0) or (isinstance(value, str) and value != "")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} should be a text")
+    return value
+
+
+@contextmanager
+def _malformed() -> Iterator[None]:
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise GraphError(f"the structure of the graph is malformed ({error})") from None
 
 
 def rebuild(data: Mapping[str, Any], stored: Mapping[str, Array]) -> Graph:
     """The inverse of `structure` and `arrays`; the caller verifies the graph.
 
     Raises:
-        GraphError: the data has not the form that `structure` gives it.
+        GraphError: the data has not the form that `structure` gives it, or an array is not what the data says.
     """
-    try:
+    for name, spec in array_specs(data).items():
+        if name not in stored:
+            raise GraphError(f"the array {name!r} is missing")
+        found = Spec(stored[name].shape, str(stored[name].dtype))
+        if found != spec:
+            raise GraphError(f"the array {name!r} is {found}; the structure of the graph says {spec}")
+    with _malformed():
         weights = {}
         for name, _, _, affine in data["weights"]:
             if affine is None:
                 weights[name] = Weight(stored[name])
             else:
-                encoding = Affine(stored[f"{name}:scale"], affine["axis"], int(affine["bits"]))
-                weights[name] = Weight(stored[name], encoding)
+                weights[name] = Weight(stored[name], Affine(stored[f"{name}:scale"], affine["axis"], affine["bits"]))
+        inputs = {_text(name): _read_spec(shape, dtype) for name, shape, dtype in data["inputs"]}
+        if len(inputs) != len(data["inputs"]):
+            raise ValueError("an input stands twice")
         return Graph(
-            name=str(data["name"]),
-            nodes=tuple(Node(op, tuple(inputs), out, attributes) for op, inputs, out, attributes in data["nodes"]),
+            name=_text(data["name"]),
+            nodes=tuple(_node(*fields) for fields in data["nodes"]),
             weights=weights,
-            inputs={name: Spec(tuple(shape), dtype) for name, shape, dtype in data["inputs"]},
-            outputs=tuple(data["outputs"]),
-            state=tuple(State(name, Spec(tuple(shape), dtype), update) for name, shape, dtype, update in data["state"]),
+            inputs=inputs,
+            outputs=_texts(data["outputs"]),
+            state=tuple(
+                State(_text(name), _read_spec(shape, dtype), _text(update)) for name, shape, dtype, update in data["state"]
+            ),
         )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise GraphError(f"the structure of the graph is malformed ({error})") from None
+
+
+def _node(op: Any, inputs: Any, output: Any, attributes: Any) -> Node:
+    return Node(_text(op), _texts(inputs), _text(output), {_text(key): value for key, value in attributes.items()})
+
+
+def _texts(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"{values!r} should be a list")
+    return tuple(_text(value) for value in values)
 
 
 def graph_hash(graph: Graph) -> str:

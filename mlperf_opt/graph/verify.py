@@ -7,16 +7,19 @@ import numpy as np
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph.graph import Graph
 from mlperf_opt.graph.weight import Affine, Weight, split_name
+from mlperf_opt.ops.base import is_whole
 
 
 def verify(graph: Graph) -> Graph:
     """Return ``graph`` if it is legal.
 
     Raises:
-        GraphError: a name used twice or with a reserved sign, a wrong number of inputs, a value read before it is made, shapes that
-            don't fit, an unused or non-finite weight, a missing output or state update, a buffer read after being overwritten.
+        GraphError: a name used twice or with a reserved sign, a wrong number of inputs, a value read before it is made,
+            shapes that don't fit, an unused or non-finite weight, a missing output or state update, a buffer that is
+            read after being overwritten.
     """
     _check_names(graph)
+    _check_weights(graph)  # before the specs: they read the encodings
     for node in graph.nodes:
         arguments = node.definition.arguments
         if len(node.inputs) != len(arguments):
@@ -24,6 +27,9 @@ def verify(graph: Graph) -> Graph:
         for name, argument in zip(node.inputs, arguments, strict=True):
             if not name and not argument.endswith("?"):
                 raise GraphError(f"node {node.output!r}: the argument {argument!r} of {node.op} is missing")
+        for key, value in node.attributes.items():
+            if not isinstance(value, int | float | bool | str):
+                raise GraphError(f"node {node.output!r}: the attribute {key!r} is no plain number or text: {value!r}")
     specs = graph.specs
     for name in graph.outputs:
         if name not in specs:
@@ -31,7 +37,6 @@ def verify(graph: Graph) -> Graph:
     for state in graph.state:
         if state.update not in specs or specs[state.update] != state.spec:
             raise GraphError(f"state {state.name!r}: its update {state.update!r} must be a value of {state.spec}")
-    _check_weights(graph)
     _check_in_place(graph)
     return graph
 
@@ -59,6 +64,10 @@ def _check_values(name: str, weight: Weight) -> None:
     arrays = [weight.values]
     if isinstance(weight.encoding, Affine):
         affine = weight.encoding
+        if not is_whole(affine.bits, 2) or affine.bits > 32:
+            raise GraphError(f"weight {name!r}: bits={affine.bits} must be a whole number in 2..32")
+        if affine.axis is not None and not (is_whole(affine.axis, 0) and affine.axis < weight.values.ndim):
+            raise GraphError(f"weight {name!r}: axis={affine.axis} is no axis of {weight.values.ndim}")
         arrays.append(affine.scale)
         shape = () if affine.axis is None else weight.values.shape[affine.axis : affine.axis + 1]
         if affine.scale.shape != shape or affine.scale.dtype != np.float32 or not (affine.scale > 0).all():

@@ -69,13 +69,24 @@ class Weight:
         return self.values.astype(np.float32, copy=False)
 
     def encode(self, dense: Array) -> Weight:
-        """Return ``dense`` in this weight's encoding and dtype: rounded to its grid, saturated at its ends."""
+        """Return ``dense`` in this weight's encoding and dtype: rounded to its grid, saturated at its ends.
+
+        Raises:
+            GraphError: a value that is not finite (a diverged training must not turn into codes).
+        """
+        if not np.isfinite(dense).all():
+            raise GraphError("a value that is not finite can't be encoded")
         if isinstance(self.encoding, Affine):
             # float64: an int32 limit is not a float32, and a bias may round to it
             codes = np.rint(dense.astype(np.float64) / self.encoding.spread(dense.ndim))
             codes = np.clip(codes, -self.encoding.limit, self.encoding.limit)
             return Weight(codes.astype(self.values.dtype), self.encoding)
-        return Weight(dense.astype(self.values.dtype), self.encoding)
+        dtype = self.values.dtype
+        if dtype.kind == "f":
+            ends = np.finfo(dtype)
+            return Weight(np.clip(dense, ends.min, ends.max).astype(dtype), self.encoding)
+        limits = np.iinfo(dtype)
+        return Weight(np.clip(np.rint(dense.astype(np.float64)), limits.min, limits.max).astype(dtype), self.encoding)
 
     def part(self, part: str) -> Array:
         """Return what an op asks for: ``""`` the real values, ``"codes"`` or ``"scale"`` as stored."""

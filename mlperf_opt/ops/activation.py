@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlperf_opt.ops.base import Array, OpDef, Spec, expect, no_macs
+from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
 
 _SQRT_2_OVER_PI = 0.7978845608028654
 _CUBIC = 0.044715
 
 
-def _same(x: Spec, **_: int) -> Spec:
+def _same(x: Spec) -> Spec:
+    expect_float("x", x)
     return x
 
 
@@ -51,6 +52,7 @@ def softmax_vjp(grad: Array, out: Array) -> Array:
 
 def _softmax_infer(x: Spec) -> Spec:
     expect(len(x.shape) >= 1, f"softmax: x must have an axis, got {x}")
+    expect_float("softmax: x", x)
     return x
 
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from mlperf_opt.ops.activation import softmax, softmax_vjp
-from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes, no_macs
+from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, are_known, expect, expect_float, is_whole, moved_bytes, no_macs
 
 
 def split_heads(x: Array, heads: int) -> Array:
@@ -27,12 +27,13 @@ def join_heads(x: Array) -> Array:
 
 
 def _check_width(width: int | str, heads: int) -> None:
-    fits = isinstance(width, int) and heads >= 1 and width % heads == 0
+    fits = isinstance(width, int) and is_whole(heads, 1) and width % heads == 0
     expect(fits, f"attention: heads={heads} must divide the width {width}")
 
 
 def _infer(q: Spec, k: Spec, v: Spec, *, heads: int, causal: bool) -> Spec:
     expect(len(q.shape) == 3 and q == k == v, f"attention: q {q}, k {k}, v {v} must be equal (N, T, D)")
+    expect_float("attention: q, k, v", q)
     _check_width(q.shape[2], heads)
     return q
 
@@ -67,15 +68,24 @@ def _cost(out: Spec, q: Spec, k: Spec, v: Spec, **_: int) -> Cost:
 def _infer_write(cache: Spec, new: Spec, position: Spec, lengths: Spec) -> Spec:
     expect(len(cache.shape) == 4, f"cache_write: cache must be (N, heads, L, d), got {cache}")
     expect(len(new.shape) == 3, f"cache_write: new must be (N, T, D), got {new}")
-    heads, width = int(cache.shape[1]), int(cache.shape[3])
-    expect(new.shape[2] == heads * width, f"cache_write: width of new {new} and of cache {cache} differ")
-    _check_rows(position, lengths)
+    _check_cache("cache_write: new", new, cache)
+    _check_rows(new, position, lengths)
     return cache
 
 
-def _check_rows(*specs: Spec) -> None:
+def _check_cache(what: str, x: Spec, cache: Spec) -> None:
+    """Check that x (N, T, D) and a cache (N, heads, L, d) belong together."""
+    n, heads, _, width = cache.shape
+    expect(are_known(heads, width), f"{what}: heads and width of the cache {cache} must be numbers")
+    fits = x.shape[0] == n and x.shape[2] == int(heads) * int(width) and x.dtype == cache.dtype
+    expect(fits, f"{what} {x} and the cache {cache} differ in batch, width or dtype")
+    expect_float(what, x)
+
+
+def _check_rows(batch: Spec, *specs: Spec) -> None:
     for spec in specs:
-        expect(len(spec.shape) == 1 and spec.dtype == "int64", f"cache: positions and lengths are int64[N], got {spec}")
+        fits = spec.shape == batch.shape[:1] and spec.dtype == "int64"
+        expect(fits, f"cache: positions and lengths must be int64[{batch.shape[0]}], got {spec}")
 
 
 def _write(cache: Array, new: Array, position: Array, lengths: Array) -> Array:
@@ -96,7 +106,9 @@ def _infer_cached(q: Spec, keys: Spec, values: Spec, position: Spec, *, heads: i
         f"cached_attention: keys {keys} and values {values} must be (N, heads, L, d)",
     )
     _check_width(q.shape[2], heads)
-    _check_rows(position)
+    _check_cache("cached_attention: q", q, keys)
+    expect(keys.shape[1] == heads, f"cached_attention: heads={heads}, but the cache is {keys}")
+    _check_rows(q, position)
     return q
 
 
@@ -118,7 +130,8 @@ def _cached_cost(out: Spec, q: Spec, keys: Spec, values: Spec, position: Spec, *
 
 
 def _infer_advance(position: Spec, lengths: Spec) -> Spec:
-    _check_rows(position, lengths)
+    expect(len(position.shape) == 1, f"advance: position must be int64[N], got {position}")
+    _check_rows(position, position, lengths)
     return position
 
 

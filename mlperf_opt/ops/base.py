@@ -104,3 +104,18 @@ def expect(ok: bool, fact: str) -> None:
     """Raise `GraphError` with ``fact`` unless ``ok``."""
     if not ok:
         raise GraphError(fact)
+
+
+def expect_float(what: str, spec: Spec) -> None:
+    """Raise `GraphError` unless ``spec`` holds floats: arithmetic on codes or token ids would wrap or change the dtype."""
+    expect(spec.dtype.startswith("float"), f"{what} must be floats, got {spec}")
+
+
+def is_whole(value: object, least: int) -> bool:
+    """Return whether ``value`` is an int (no bool, no float such as 2.0) of at least ``least``."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def are_known(*dims: Dim) -> bool:
+    """Return whether every dimension is a number, not a name."""
+    return all(isinstance(d, int) for d in dims)

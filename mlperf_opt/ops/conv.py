@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes
+from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, are_known, expect, expect_float, is_whole, moved_bytes
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -27,12 +27,22 @@ def infer_conv2d(x: Spec, weight: Spec, bias: Spec | None, *, stride: int, paddi
     expect(len(x.shape) == 4, f"conv2d: x must be (N, C, H, W), got {x}")
     expect(len(weight.shape) == 4, f"conv2d: weight must be (M, C, kh, kw), got {weight}")
     expect(x.shape[1] == weight.shape[1], f"conv2d: channels of x {x} and weight {weight} differ")
-    expect(stride >= 1 and padding >= 0, f"conv2d: stride={stride} must be >= 1 and padding={padding} >= 0")
+    expect(
+        is_whole(stride, 1) and is_whole(padding, 0),
+        f"conv2d: stride={stride} must be a whole number >= 1 and padding={padding} one >= 0",
+    )
+    expect(are_known(*x.shape[1:]), f"conv2d: only the batch axis of x {x} may be named")
     expect(bias is None or bias.shape == weight.shape[:1], f"conv2d: bias {bias} must be ({weight.shape[0]},)")
     m, _, kh, kw = (int(d) for d in weight.shape)
     h, w = (output_size(int(s), k, stride, padding) for s, k in zip(x.shape[2:], (kh, kw), strict=True))
     expect(h >= 1 and w >= 1, f"conv2d: a kernel of {kh}x{kw} does not fit {x} with padding={padding}")
     return Spec((x.shape[0], m, h, w), x.dtype)
+
+
+def _infer(x: Spec, weight: Spec, bias: Spec | None, *, stride: int, padding: int) -> Spec:
+    expect_float("conv2d: x", x)
+    expect_float("conv2d: weight", weight)
+    return infer_conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
 def _forward(x: Array, weight: Array, bias: Array | None, *, stride: int, padding: int) -> Array:
@@ -75,7 +85,7 @@ def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None, **_: int) -> Cost
 CONV2D = OpDef(
     name="conv2d",
     arguments=("x", "weight", "bias?"),
-    infer=infer_conv2d,
+    infer=_infer,
     forward=_forward,
     vjp=_vjp,
     cost=_cost,

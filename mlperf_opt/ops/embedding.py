@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from mlperf_opt.errors import GraphError
-from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes, no_macs
+from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, expect_float, is_whole, moved_bytes, no_macs
 
 
 def infer_embedding(tokens: Spec, table: Spec) -> Spec:
@@ -19,6 +19,11 @@ def infer_embedding(tokens: Spec, table: Spec) -> Spec:
     expect(tokens.dtype.startswith("int"), f"embedding: tokens must be integers, got {tokens}")
     expect(len(table.shape) == 2, f"embedding: table must be (V, D), got {table}")
     return Spec((*tokens.shape, table.shape[1]), "float32")
+
+
+def _infer(tokens: Spec, table: Spec) -> Spec:
+    expect_float("embedding: table", table)
+    return infer_embedding(tokens, table)
 
 
 def _check_tokens(tokens: Array, size: int) -> None:
@@ -58,14 +63,15 @@ def _places(x: Array, offset: Array | None, capacity: int) -> Array | slice:
 def _infer_learned(x: Spec, table: Spec, offset: Spec | None) -> Spec:
     expect(len(x.shape) == 3, f"positions: x must be (N, T, D), got {x}")
     expect(len(table.shape) == 2 and table.shape[1] == x.shape[2], f"positions: table {table} does not fit x {x}")
-    _check_offset(offset)
+    _check_offset(x, offset)
     return x
 
 
-def _check_offset(offset: Spec | None) -> None:
+def _check_offset(x: Spec, offset: Spec | None) -> None:
+    expect_float("positions: x", x)
     expect(
-        offset is None or (len(offset.shape) == 1 and offset.dtype == "int64"),
-        f"positions: offset must be int64[N], got {offset}",
+        offset is None or (offset.shape == x.shape[:1] and offset.dtype == "int64"),
+        f"positions: offset must be int64[{x.shape[0]}], got {offset}",
     )
 
 
@@ -96,8 +102,8 @@ def sinusoid_table(places: int, width: int) -> Array:
 
 def _infer_sinusoidal(x: Spec, offset: Spec | None, *, context: int) -> Spec:
     expect(len(x.shape) == 3, f"positions: x must be (N, T, D), got {x}")
-    expect(context >= 1, f"positions: context={context} must be >= 1")
-    _check_offset(offset)
+    expect(is_whole(context, 1), f"positions: context={context} must be a whole number >= 1")
+    _check_offset(x, offset)
     return x
 
 
@@ -109,7 +115,7 @@ def _sinusoidal(x: Array, offset: Array | None, *, context: int) -> Array:
 EMBEDDING = OpDef(
     name="embedding",
     arguments=("tokens", "table"),
-    infer=infer_embedding,
+    infer=_infer,
     forward=_embedding,
     vjp=_embedding_vjp,
     cost=embedding_cost,

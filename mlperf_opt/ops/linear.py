@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes
+from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, expect_float, moved_bytes
 
 
 def _infer(x: Spec, weight: Spec, bias: Spec | None) -> Spec:
     expect(len(weight.shape) == 2, f"linear: weight must be (M, K), got {weight}")
     expect(len(x.shape) >= 1 and x.shape[-1] == weight.shape[1], f"linear: last axis of x {x} and of weight {weight} differ")
     expect(bias is None or bias.shape == weight.shape[:1], f"linear: bias {bias} must be ({weight.shape[0]},)")
+    expect_float("linear: x", x)
+    expect_float("linear: weight", weight)
     return Spec((*x.shape[:-1], weight.shape[0]), x.dtype)
 
 

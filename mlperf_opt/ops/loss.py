@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 from mlperf_opt.errors import GraphError
-from mlperf_opt.ops.base import Array, OpDef, Spec, expect, no_macs
+from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
 
 IGNORE = -1  # a target with this value (a prompt's token, padding) has no part in the mean
 
 
 def _infer(logits: Spec, targets: Spec) -> Spec:
+    expect(len(logits.shape) >= 1, f"cross_entropy: logits must have a class axis, got {logits}")
+    expect_float("cross_entropy: logits", logits)
     expect(logits.shape[:-1] == targets.shape, f"cross_entropy: targets {targets} must be the leading axes of {logits}")
     expect(targets.dtype.startswith("int"), f"cross_entropy: targets must be class ids, got {targets}")
     return Spec((), logits.dtype)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlperf_opt.ops.base import Array, OpDef, Spec, expect, no_macs
+from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
 
 
 def _infer(x: Spec, gamma: Spec, beta: Spec, *, eps: float) -> Spec:
+    expect(len(x.shape) >= 1, f"layer_norm: x must have an axis, got {x}")
+    expect_float("layer_norm: x", x)
     expect(gamma.shape == x.shape[-1:] == beta.shape, f"layer_norm: gamma {gamma}, beta {beta} must fit x {x}")
     expect(eps > 0, f"layer_norm: eps={eps} must be > 0")
     return x

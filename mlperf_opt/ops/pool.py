@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mlperf_opt.ops.base import Array, OpDef, Spec, expect, no_macs
+from mlperf_opt.ops.base import Array, OpDef, Spec, are_known, expect, expect_float, is_whole, no_macs
 from mlperf_opt.ops.conv import output_size
 
 
 def _infer(x: Spec, *, size: int, stride: int) -> Spec:
     expect(len(x.shape) == 4, f"pool2d: x must be (N, C, H, W), got {x}")
-    expect(size >= 1 and stride >= 1, f"pool2d: size={size} and stride={stride} must be >= 1")
+    whole = is_whole(size, 1) and is_whole(stride, 1)
+    expect(whole, f"pool2d: size={size} and stride={stride} must be whole numbers >= 1")
+    expect(are_known(*x.shape[2:]), f"pool2d: height and width of x {x} must be numbers")
     h, w = (output_size(int(s), size, stride, 0) for s in x.shape[2:])
     expect(h >= 1 and w >= 1, f"pool2d: a window of {size} does not fit {x}")
     return Spec((*x.shape[:2], h, w), x.dtype)
@@ -45,6 +47,11 @@ def _max_vjp(grad: Array, out: Array, x: Array, *, size: int, stride: int) -> tu
     return (d_x,)
 
 
+def _avg_infer(x: Spec, *, size: int, stride: int) -> Spec:
+    expect_float("avg_pool2d: x", x)
+    return _infer(x, size=size, stride=stride)
+
+
 def _avg(x: Array, *, size: int, stride: int) -> Array:
     total = sum(x[:, :, rows, columns] for rows, columns in _taps(x, size, stride))
     return np.asarray(total / x.dtype.type(size * size))
@@ -59,4 +66,4 @@ def _avg_vjp(grad: Array, _out: Array, x: Array, *, size: int, stride: int) -> t
 
 
 MAX_POOL2D = OpDef("max_pool2d", ("x",), _infer, _max, _max_vjp, no_macs, "MaxPool")
-AVG_POOL2D = OpDef("avg_pool2d", ("x",), _infer, _avg, _avg_vjp, no_macs, "AveragePool")
+AVG_POOL2D = OpDef("avg_pool2d", ("x",), _avg_infer, _avg, _avg_vjp, no_macs, "AveragePool")

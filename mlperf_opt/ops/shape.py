@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from mlperf_opt.ops.base import Array, OpDef, Spec, expect, no_macs
+from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
 
 
 def _flatten_infer(x: Spec) -> Spec:
@@ -24,6 +24,7 @@ def _flatten_vjp(grad: Array, _out: Array, x: Array) -> tuple[Array]:
 
 def _add_infer(x: Spec, y: Spec) -> Spec:
     expect(x == y, f"add: {x} and {y} differ")
+    expect_float("add: x", x)
     return x
 
 

@@ -6,7 +6,7 @@ prefill of whole sequences), and can be started as a session that keeps its stat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,12 +45,12 @@ class Session(Protocol):
         ...
 
     def truncate(self, length: int | Array) -> None:
-        """Forget all but the first ``length`` tokens, of every row or (N,) each. Raises `SessionError` outside 0..position."""
+        """Forget all but the first ``length`` tokens, of all rows or (N,). Raises `SessionError` outside 0..position."""
         ...
 
 
 class Executable(Protocol):
-    """A prepared graph. Inputs are given by position, in the order of `graph.inputs` (without the lengths of a cached graph)."""
+    """A prepared graph. Inputs are given in the order of ``graph.inputs``, without the lengths of a cached graph."""
 
     graph: Graph
 

@@ -1,0 +1,136 @@
+"""The face: argv -> command, help, and errors as one line.
+
+Nothing heavy is imported before the words of the command line are known to be right, and numpy not before its number of
+threads is.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import mlperf_opt
+from mlperf_opt.errors import ConfigError, MlperfOptError, did_you_mean
+from mlperf_opt.overrides import CommandLine, normalize, options, parse
+from mlperf_opt.resources import resource_dir
+
+COMMANDS = {
+    "optimize": "apply passes to a model and measure every step (may be left out)",
+    "train": "train a network: train model=NAME [save=PATH] [train.epochs=...]",
+    "compare": "compare two runs: compare A B [--fail-on 'quality_delta<-0.01']",
+    "help": "explain a pass and its settings: help PASS",
+}
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_USAGE, _INTERRUPTED = 2, 130
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit status: 0, 1 (a failed job or gate), 2 (a mistake), 130 (interrupted)."""
+    arguments = list(sys.argv[1:] if words is None else words)
+    try:
+        return _dispatch(arguments)
+    except MlperfOptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return _USAGE
+    except OSError as error:
+        # A full disk, a folder without permission: the environment's fault, in one line.
+        where = f" {error.filename}" if error.filename else ""
+        print(f"error: cannot write or read{where}: {error.strerror or error}", file=sys.stderr)
+        return _USAGE
+    except KeyboardInterrupt:
+        print("interrupted; finished steps are on disk", file=sys.stderr)
+        return _INTERRUPTED
+
+
+def _dispatch(words: list[str]) -> int:
+    command = words[0] if words else "help"
+    if command in ("-h", "--help") or any(word in ("-h", "--help") for word in words):
+        topic = command if command in COMMANDS and command != "help" else None
+        return _help([topic] if topic else [])
+    if command == "--version":
+        print(f"mlperf_opt {mlperf_opt.__version__}")
+        return 0
+    if command == "help":
+        return _help(words[1:])
+    if command in COMMANDS:
+        words = words[1:]
+    elif "=" not in command and not command.startswith(("-", "~")):
+        raise ConfigError(f"{command!r} is neither a command nor a setting{did_you_mean(command, COMMANDS)}")
+    else:
+        command = "optimize"
+    if command == "compare":
+        from mlperf_opt.commands import compare
+
+        return compare.run(words, _console())
+    return _run(command, normalize(parse(words)))
+
+
+def _run(command: str, line: CommandLine) -> int:
+    _fix_threads(line.value("runtime.threads") or "1")
+    from mlperf_opt.commands import optimize, train
+
+    return (optimize if command == "optimize" else train).run(line, _console())
+
+
+def _fix_threads(threads: str) -> None:
+    """Tell BLAS its threads before numpy loads it; a sweep over threads gets its limit from threadpoolctl alone."""
+    if threads.isdigit():
+        for name in _THREADS:
+            os.environ[name] = threads
+
+
+def _console():  # noqa: ANN202 - rich is imported here only when there is something to show
+    from rich.console import Console
+
+    # A pipe has no width of its own; rich would assume 80 columns and fold the tables, which are made for 100.
+    width = None if sys.stdout.isatty() else 100
+    return Console(markup=False, highlight=False, emoji=False, width=width)
+
+
+def _help(topics: list[str]) -> int:
+    if topics:
+        print(_explain(topics[0]))
+        return 0
+    lines = [
+        "usage: mlperf-opt [COMMAND] [SETTING=VALUE ...] [-m] [--config-dir DIR] [--cfg job]",
+        "",
+        "  mlperf-opt model=cnn 'passes=[quant,prune]'        or without quotes: passes=quant+prune",
+        "  mlperf-opt -m model=mlp,cnn passes.prune.sparsity=0.5,0.9",
+        "  mlperf-opt model=cnn pipeline=olympics",
+        "",
+        *_section("commands", COMMANDS),
+        *(line for group in ("model", "data", "passes", "pipeline", "runtime", "measure") for line in _group(group)),
+        "Every number is measured on the file that ships; results go to outputs/<date>/<time>/.",
+    ]
+    print("\n".join(lines))
+    return 0
+
+
+def _section(title: str, entries: dict[str, str]) -> list[str]:
+    width = max(map(len, entries), default=0)
+    return [f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in entries.items()), ""]
+
+
+def _group(group: str) -> list[str]:
+    folder = resource_dir("pipelines") if group == "pipeline" else resource_dir("conf") / group
+    entries = {}
+    for name in options(group):
+        path = folder / f"{name}.yaml"
+        first = path.read_text(encoding="utf-8").splitlines()[0] if path.exists() else ""
+        entries[name] = first.lstrip("# ") if first.startswith("#") else ""
+    titles = {"passes": "passes ('passes=[a,b]', in this order)", "pipeline": "pipelines (pipeline=NAME)"}
+    return _section(titles.get(group, f"{group}={'|'.join(entries)}"), entries)
+
+
+def _explain(topic: str) -> str:
+    if topic in COMMANDS and topic != "help":
+        return f"mlperf-opt {topic}: {COMMANDS[topic]}"
+    if topic not in options("passes"):
+        raise ConfigError(f"help {topic}: no such topic{did_you_mean(topic, [*options('passes'), *COMMANDS])}")
+    import inspect
+
+    from mlperf_opt.passes import PASSES
+
+    settings = (resource_dir("conf") / "passes" / f"{topic}.yaml").read_text(encoding="utf-8")
+    return f"{topic}\n\n{inspect.getdoc(PASSES[topic])}\n\nDefaults (passes.{topic}.NAME=VALUE):\n\n{settings}".rstrip()

@@ -1,0 +1,158 @@
+"""The main job: compose, check every job, run, show."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlperf_opt.composition import MAIN, VERSION_BASE, compose, expand, lint_folder, register_pipelines
+from mlperf_opt.config import RunConfig, build_config, load
+from mlperf_opt.errors import MlperfOptError
+from mlperf_opt.overrides import CommandLine
+from mlperf_opt.report import milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
+from mlperf_opt.resources import resource_dir
+from mlperf_opt.runner import Run
+from mlperf_opt.sweep import Job, write_summary
+
+HELP = "apply passes to a model and measure every step (the default)"
+_ERROR_FILE = "error.txt"
+
+
+def run(line: CommandLine, console: Console) -> int:
+    """Run one job, or with ``-m`` one for every combination of values.
+
+    Returns:
+        0; 1 when a job of a sweep failed.
+
+    Raises:
+        MlperfOptError: before anything is written, for whatever can be known before; later for a single run that failed.
+    """
+    if line.config_dir is not None:
+        lint_folder(line.config_dir)
+    register_pipelines(line.config_dir)
+    if not line.flags:  # --cfg only prints
+        _check(line)
+    if line.multirun:
+        return _sweep(line, console)
+    return _single(line, console)
+
+
+def _check(line: CommandLine) -> None:
+    """Refuse what can be refused before a folder is made: compose, type and load every job."""
+    if line.value("hydra/sweeper") is not None:
+        return  # its values are drawn while it runs
+    for overrides in expand(line):
+        own = [word for word in overrides if not word.startswith("hydra")]
+        try:
+            load(build_config(compose(MAIN, own, line.config_dir)))
+        except MlperfOptError as error:
+            prefix = f"job {' '.join(overrides)}: " if line.multirun else ""
+            raise type(error)(f"{prefix}{error}") from None
+
+
+def _single(line: CommandLine, console: Console) -> int:
+    failures: list[MlperfOptError] = []
+
+    def task(config: RunConfig, folder: Path, _number: int) -> None:
+        console.print(_headline(config))
+        with console.status("starting") as status:
+            job = Run(config, folder, status.update)
+            try:
+                job.execute()
+            except MlperfOptError as error:
+                failures.append(error)
+        _show(job, config, console)
+        console.print(f"written to {_relative(folder)}")
+
+    _run_hydra(line, [], task)
+    if failures:
+        raise failures[0]
+    return 0
+
+
+def _sweep(line: CommandLine, console: Console) -> int:
+    jobs: list[Job] = []
+    total = len(expand(line))
+    folder = Path(line.value("hydra.sweep.dir") or _sweep_folder())
+
+    def task(config: RunConfig, job_folder: Path, number: int) -> None:
+        overrides = tuple(_task_overrides())
+        job = Run(config, job_folder, lambda _text: None)
+        failure = None
+        try:
+            job.execute()
+        except MlperfOptError as error:
+            failure = str(error)
+        except Exception as error:  # the other jobs go on; the trace is kept
+            failure = f"{type(error).__name__}: {error}"
+            write_text(job_folder / _ERROR_FILE, traceback.format_exc())
+        jobs.append(Job(number, overrides, tuple(job.records), failure))
+        write_summary(folder, jobs)
+        outcome = f"failed: {failure}" if failure else "done"
+        console.print(f"[{number + 1}/{total}] {' '.join(overrides)}: {outcome}")
+
+    _run_hydra(line, [] if line.value("hydra.sweep.dir") else [f"hydra.sweep.dir={folder}"], task)
+    console.print(sweep_table(write_summary(folder, jobs)))
+    console.print(f"written to {_relative(folder)}")
+    return 1 if any(job.failure for job in jobs) else 0
+
+
+def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, Path, int], None]) -> None:
+    """Hand over to Hydra, which makes the folders and calls ``task`` for each job."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig, OmegaConf
+
+    def entry(composed: DictConfig) -> None:
+        plain: Any = OmegaConf.to_container(composed, resolve=True)
+        runtime = HydraConfig.get().runtime
+        number = HydraConfig.get().job.num if line.multirun else 0
+        task(build_config(plain), Path(runtime.output_dir), int(number))
+
+    search = [f"hydra.searchpath=[file://{line.config_dir}]"] if line.config_dir else []
+    flags = [*line.flags, *(["--multirun"] if line.multirun else [])]
+    arguments = sys.argv
+    sys.argv = [arguments[0], *flags, *line.overrides, *search, *extra]
+    try:
+        hydra.main(version_base=VERSION_BASE, config_path=str(resource_dir("conf")), config_name=MAIN)(entry)()
+    finally:
+        sys.argv = arguments
+
+
+def _task_overrides() -> list[str]:
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task)
+
+
+def _sweep_folder() -> str:
+    now = datetime.now()
+    return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S-%f}"
+
+
+def _headline(config: RunConfig) -> str:
+    steps = ", ".join(step.name for step in config.steps) or "no passes"
+    runtime = f"{config.runtime.name} runtime, {config.runtime.threads} thread(s)"
+    return f"{config.model.name} on {config.data.name}: {steps} ({runtime})"
+
+
+def _show(job: Run, config: RunConfig, console: Console) -> None:
+    if "profile" in job.tables:
+        console.print(profile_table(job.tables["profile"]))
+        console.print()
+    console.print(run_table(job.records))
+    for note in run_notes(job.records):
+        console.print(note, style="dim")
+    if config.promises and len(job.records) == len(config.steps) + 1:
+        console.print()
+        console.print(milestone_table(job.records, config.promises))
+
+
+def _relative(folder: Path) -> str:
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)

@@ -1,0 +1,142 @@
+"""train: make the weights that models/ ships, or your own."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlperf_opt.artifacts import save_graph
+from mlperf_opt.composition import TRAIN, compose, expand, lint_folder
+from mlperf_opt.config import ModelSettings, check_fit, check_seed, data_settings, model_settings
+from mlperf_opt.data import Dataset
+from mlperf_opt.errors import ConfigError, did_you_mean
+from mlperf_opt.evaluate import Subject
+from mlperf_opt.graph import Graph, to_text
+from mlperf_opt.measure import Quality, fix_threads
+from mlperf_opt.overrides import CommandLine
+from mlperf_opt.report import write_text
+from mlperf_opt.resources import resource_dir
+from mlperf_opt.runtimes import NUMPY
+from mlperf_opt.settings import build_settings
+from mlperf_opt.training import EpochReport, TrainSettings, train
+
+HELP = "train a network: train model=NAME [save=PATH] [train.epochs=...]"
+_KEYS = ("model", "data", "train", "seed", "save")
+_CHECKPOINT_SECONDS = 5.0
+
+
+def run(line: CommandLine, console: Console) -> int:
+    """Train, save the model file and a README beside it, and show its quality.
+
+    Interrupted, it leaves a checkpoint beside the file; the same command goes on from there to the same weights.
+
+    Raises:
+        MlperfOptError: a wrong setting, missing data, or a file that can't be written.
+    """
+    if line.multirun:
+        raise ConfigError("train takes one model at a time, without -m")
+    if line.config_dir is not None:
+        lint_folder(line.config_dir)
+    (overrides,) = expand(line)
+    plain = compose(TRAIN, overrides, line.config_dir)
+    for key in plain:
+        if key not in _KEYS:
+            raise ConfigError(f"{key}: no such setting of train{did_you_mean(key, _KEYS)}")
+    model, settings = model_settings(plain["model"]), build_settings(TrainSettings, plain["train"], "train")
+    seed, data = check_seed(plain["seed"]), data_settings(plain["data"]).load()
+    path = Path(plain["save"] or f"outputs/models/{model.name}/weights.safetensors")
+    if path.suffix != ".safetensors":
+        raise ConfigError(f"save={path}: expected a path that ends in .safetensors")
+    # `model.weights` is where training starts from
+    graph = model.trained() if model.weights else model.untrained(seed)
+    check_fit(graph, data)
+    started = time.perf_counter()
+    with fix_threads(1):
+        trained = _train(graph, data, settings, seed, path, console)
+        saved = save_graph(trained, path)
+        quality = Subject(trained, NUMPY, data, 1).quality
+    path.with_suffix(".checkpoint").unlink(missing_ok=True)
+    write_text(path.with_name("README.md"), _readme(model, data, plain, trained, quality, saved.sha256, overrides))
+    console.print(f"test {_worded(quality)}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
+    console.print(f"written to {path} ({saved.file_bytes:,} bytes, sha256 {saved.sha256})", soft_wrap=True)
+    return 0
+
+
+def _train(graph: Graph, data: Dataset, settings: TrainSettings, seed: int, path: Path, console: Console) -> Graph:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=console) as progress:
+        task = progress.add_task("training", total=settings.epochs)
+
+        def report(epoch: EpochReport) -> None:
+            text = f"loss {epoch.loss:.4f} train {epoch.accuracy:6.2%}"
+            progress.update(task, completed=epoch.epoch, description=text)
+            last = epoch.epoch == epoch.epochs
+            if not console.is_terminal and (last or epoch.epoch % max(1, epoch.epochs // 10) == 0):
+                console.print(f"epoch {epoch.epoch}/{epoch.epochs} {text} {epoch.seconds:.2f} s")
+
+        checkpoint = path.with_suffix(".checkpoint")
+        return train(
+            graph, data, settings, seed=seed, progress=report, checkpoint=checkpoint, checkpoint_seconds=_CHECKPOINT_SECONDS
+        ).graph
+
+
+def _reasons(name: str) -> list[str]:
+    """The comment at the top of conf/train/<name>.yaml, but for its first line: how the recipe was chosen."""
+    path = resource_dir("conf") / "train" / f"{name}.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    comments = list(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    return [line.lstrip("# ") for line in comments[1:]]
+
+
+def _worded(quality: Quality) -> str:
+    return f"{quality.metric} {quality.value:.4f} (95 % interval {quality.low:.4f} to {quality.high:.4f})"
+
+
+def _readme(
+    model: ModelSettings,
+    data: Dataset,
+    plain: dict[str, Any],
+    graph: Graph,
+    quality: Quality,
+    sha256: str,
+    overrides: list[str],
+) -> str:
+    parameters = sum(weight.values.size for weight in graph.parameters().values())
+    length = data.train.inputs.shape[1] if data.train.inputs.ndim == 2 else 1
+    flops = 2 * graph.macs({"N": 1, "T": length})
+    recipe = "\n".join(f"- {key}: {value}" for key, value in plain["train"].items())
+    why = " ".join(_reasons(model.name))
+    command = " ".join(["python -m mlperf_opt train", *overrides])
+    return f"""# {model.name}: {model.family}
+
+{parameters:,} parameters, {flops:,} FLOPs a sample. Trained on the {len(data.train):,} training samples of `{data.name}`;
+every choice was made on its {len(data.calibration):,} calibration samples.
+
+Test {_worded(quality)} on {len(data.test):,} samples that no choice has seen.
+
+```
+{to_text(graph)}
+```
+
+## Recipe
+
+{why}
+
+{recipe}
+- seed: {plain["seed"]}
+
+## Rebuild
+
+```
+{command}
+```
+
+The file's SHA-256 is `{sha256}`. Another BLAS or CPU sums in another order, so a rebuild there may differ in the last bits.
+"""

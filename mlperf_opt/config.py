@@ -1,0 +1,254 @@
+"""A composed configuration, checked and typed: everything that can be refused is refused here, before any work."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlperf_opt.artifacts import load_weights
+from mlperf_opt.data import DATASETS, Dataset, load_data
+from mlperf_opt.errors import ArtifactError, ConfigError, PassError, did_you_mean
+from mlperf_opt.evaluate import MeasureSettings
+from mlperf_opt.graph import Graph
+from mlperf_opt.networks import FAMILIES, Network
+from mlperf_opt.passes import PASSES, Pass
+from mlperf_opt.report import Promise
+from mlperf_opt.resources import resource_dir
+from mlperf_opt.runtimes import RUNTIMES, Runtime
+from mlperf_opt.settings import build_settings, require
+
+BASELINE = "baseline"  # the name of step 0, and of `from: baseline`
+_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which network, and where its weights are (None: those that ship)."""
+
+    name: str
+    family: str
+    network: Network
+    weights: str | None
+
+    def untrained(self, seed: int) -> Graph:
+        """Return the network with initial weights."""
+        return self.network.build(self.name, np.random.default_rng(seed))
+
+    def trained(self) -> Graph:
+        """Return the network with trained weights.
+
+        Raises:
+            ConfigError: the network has no shipped weights.
+            ArtifactError: the file can't be read or doesn't fit the network.
+        """
+        if self.weights is not None:
+            return load_weights(Path(self.weights), self.untrained(0))
+        path = resource_dir("models") / self.name / "weights.safetensors"
+        advice = f"train it (mlperf-opt train model={self.name} ...) and give model.weights=PATH"
+        if not path.exists():
+            raise ConfigError(f"model={self.name} ships no trained weights: {advice}")
+        try:
+            return load_weights(path, self.untrained(0))
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"the shipped weights don't fit these settings of model={self.name}: {advice} ({error})"
+            ) from None
+
+
+@dataclass(frozen=True)
+class RuntimeSettings:
+    """What executes the graphs, on how many threads of BLAS."""
+
+    name: str = "numpy"
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
+
+    @property
+    def runtime(self) -> Runtime:
+        """The runtime of that name."""
+        if self.name not in RUNTIMES:
+            raise ConfigError(f"runtime.name={self.name}: no such runtime{did_you_mean(self.name, RUNTIMES)}")
+        return RUNTIMES[self.name]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Which data set, and the folder of its files where it has any."""
+
+    name: str
+    root: str | None = None
+
+    def load(self) -> Dataset:
+        """Return the data set (cached). Raises `DataError`."""
+        return load_data(self.name, self.root)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One named step: a pass, applied to the result of the step ``source``."""
+
+    name: str
+    pass_name: str
+    apply: Pass
+    source: str
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, typed. ``promises`` are `report.Promise` as data; ``plain`` is the configuration as composed."""
+
+    model: ModelSettings
+    data: DataSettings
+    runtime: RuntimeSettings
+    measure: MeasureSettings
+    steps: tuple[Step, ...]
+    promises: tuple[Mapping[str, Any], ...]
+    seed: int
+    plain: Mapping[str, Any] = field(repr=False)
+
+
+def build_config(plain: Mapping[str, Any]) -> RunConfig:
+    """Check and type a composed configuration.
+
+    Raises:
+        ConfigError: an unknown key, name, type, range or order.
+    """
+    known = {"model", "data", "runtime", "measure", "passes", "promises", "seed", "description"}
+    for key in plain:
+        if key not in known:
+            raise ConfigError(f"{key}: no such setting{did_you_mean(str(key), known)}")
+    steps = _steps(plain.get("passes") or {})
+    promises = tuple(plain.get("promises") or ())
+    for place, promise in enumerate(promises):
+        where = f"promises[{place}]"
+        _known_step(build_settings(Promise, promise, where).step, [BASELINE, *(s.name for s in steps)], f"{where}.step")
+    return RunConfig(
+        model=model_settings(plain["model"]),
+        data=data_settings(plain["data"]),
+        runtime=build_settings(RuntimeSettings, plain["runtime"], "runtime"),
+        measure=build_settings(MeasureSettings, plain["measure"], "measure"),
+        steps=steps,
+        promises=promises,
+        seed=check_seed(plain["seed"]),
+        plain=plain,
+    )
+
+
+def check_seed(seed: Any) -> int:
+    """Return the seed. Raises `ConfigError` unless it is a whole number from 0 to 2^32 - 1."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise ConfigError(f"seed={seed}: expected a whole number from 0 to {2**32 - 1}")
+    return seed
+
+
+def model_settings(plain: Mapping[str, Any]) -> ModelSettings:
+    """Return the typed model section: name, family, weights, and the sizes of the family."""
+    sizes = dict(plain)
+    name, family, weights = (sizes.pop(key, None) for key in ("name", "family", "weights"))
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ConfigError(f"model.name={name}: expected a name of small letters, digits and _")
+    if family not in FAMILIES:
+        raise ConfigError(f"model.family={family}: no such family{did_you_mean(str(family), FAMILIES)}")
+    if weights is not None and not isinstance(weights, str):
+        raise ConfigError(f"model.weights={weights}: expected a path")
+    return ModelSettings(name, family, build_settings(FAMILIES[family], sizes, "model"), weights)
+
+
+def data_settings(plain: Mapping[str, Any]) -> DataSettings:
+    """Return the typed data section."""
+    settings = build_settings(DataSettings, plain, "data")
+    if settings.name not in DATASETS:
+        raise ConfigError(f"data.name={settings.name}: no such data set{did_you_mean(settings.name, DATASETS)}")
+    return settings
+
+
+def _steps(passes: Mapping[str, Any]) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    previous = BASELINE
+    for name, given in passes.items():
+        where = f"passes.{name}"
+        if not _NAME.fullmatch(str(name)) or name == BASELINE:
+            raise ConfigError(f"{where}: a step's name is made of small letters, digits and _, and is not {BASELINE!r}")
+        settings = dict(given or {})
+        pass_name = settings.pop("pass", name)
+        source = settings.pop("from", previous)
+        if pass_name not in PASSES:
+            raise ConfigError(f"{where}: no such pass {pass_name!r}{did_you_mean(str(pass_name), PASSES)}")
+        _known_step(source, [BASELINE, *(s.name for s in steps)], f"{where}.from")
+        steps.append(Step(name, pass_name, build_settings(PASSES[pass_name], settings, where), source))
+        _check_order(steps)
+        previous = name
+    return tuple(steps)
+
+
+def _known_step(name: str, known: list[str], where: str) -> None:
+    if name not in known:
+        raise ConfigError(f"{where}={name}: no such step{did_you_mean(str(name), known)}")
+
+
+def lineage(steps: list[Step] | tuple[Step, ...], name: str) -> list[Step]:
+    """Return the steps that lead from the baseline to ``name``, that step last."""
+    by_name = {step.name: step for step in steps}
+    found: list[Step] = []
+    while name != BASELINE:
+        found.insert(0, by_name[name])
+        name = by_name[name].source
+    return found
+
+
+def _check_order(steps: list[Step]) -> None:
+    *before, step = lineage(steps, steps[-1].name)
+    for earlier in before:
+        if earlier.pass_name in step.apply.not_after:
+            again = "it can be applied once" if earlier.pass_name == step.pass_name else f"put it before {earlier.name}"
+            raise ConfigError(f"passes: {step.name} ({step.pass_name}) can't come after {earlier.name}: {again}")
+
+
+@lru_cache(maxsize=8)  # validation and run, and the jobs of a sweep, read the file once
+def _trained(model: ModelSettings, _modified: float) -> Graph:
+    return model.trained()
+
+
+def load(config: RunConfig) -> tuple[Graph, Dataset]:
+    """Return the trained network and its data, after checking that they and the passes fit together.
+
+    Raises:
+        ConfigError, DataError, ArtifactError, PassError: what doesn't.
+    """
+    weights = config.model.weights
+    path = Path(weights) if weights else None
+    graph = _trained(config.model, path.stat().st_mtime if path and path.exists() else 0.0)
+    data = config.data.load()
+    check_fit(graph, data)
+    for step in config.steps:
+        try:
+            step.apply.check(graph)
+        except PassError as error:
+            prefix = "" if step.name == step.pass_name else f"passes.{step.name}: "
+            raise PassError(f"{prefix}{error}") from None
+    return graph, data
+
+
+def check_fit(graph: Graph, data: Dataset) -> None:
+    """Raise `ConfigError` unless the network takes the data's inputs and gives its classes."""
+    (name, spec), output = next(iter(graph.inputs.items())), graph.specs[graph.outputs[0]]
+    inputs, targets = data.train.inputs, data.train.targets
+    fits = len(spec.shape) == inputs.ndim and all(
+        isinstance(want, str) or want == have for want, have in zip(spec.shape, inputs.shape, strict=True)
+    )
+    context = graph.context
+    if not fits or spec.dtype != str(inputs.dtype) or (context is not None and inputs.shape[1] > context):
+        limit = f" of at most {context} tokens" if context is not None else ""
+        given = f"{inputs.dtype}[N,{','.join(map(str, inputs.shape[1:]))}]"
+        raise ConfigError(f"model={graph.name} takes {name}: {spec}{limit}, but data={data.name} gives {given}")
+    classes = output.shape[-1]
+    if isinstance(classes, int) and targets.max() >= classes:
+        raise ConfigError(f"model={graph.name} has {classes} outputs, but data={data.name} has class {targets.max()}")

@@ -1,0 +1,80 @@
+"""Batches of a split, and augmentation of images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlperf_opt.data.dataset import Array, Split
+from mlperf_opt.errors import DataError
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Shuffled batches; the last one may be smaller.
+
+    The order of an epoch depends on (seed, epoch) alone, so training resumes exactly without saving a generator.
+
+    Attributes:
+        split: the data.
+        batch: samples a batch, a whole number >= 1.
+        seed: of the order and the augmentation.
+        shift: images only: each is moved by up to this many pixels each way, zeros coming in at the border.
+        shuffle: False keeps the order of the split.
+    """
+
+    split: Split
+    batch: int
+    seed: int
+    shift: int = 0
+    shuffle: bool = True
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batch, int) or isinstance(self.batch, bool) or self.batch < 1:
+            raise DataError(f"batch={self.batch}: expected a whole number >= 1")
+        if not len(self.split):
+            raise DataError("the split is empty")
+        if self.shift and self.split.inputs.ndim != 4:
+            raise DataError(f"shift={self.shift}: only images (N, C, H, W) can be shifted, not {self.split.inputs.shape}")
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return math.ceil(len(self.split) / self.batch)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[Array, Array]]:
+        """Yield (inputs, targets) of each batch of that epoch."""
+        rng = np.random.default_rng((self.seed, epoch))
+        order = rng.permutation(len(self.split)) if self.shuffle else np.arange(len(self.split))
+        for start in range(0, len(order), self.batch):
+            rows = order[start : start + self.batch]
+            inputs = self.split.inputs[rows]
+            yield (random_shift(inputs, self.shift, rng) if self.shift else inputs), self.split.targets[rows]
+
+
+def random_crop(images: Array, size: tuple[int, int], padding: int, rng: np.random.Generator) -> Array:
+    """Cut one window of ``size`` out of each zero-padded image, at a place of its own.
+
+    Args:
+        images: (N, C, H, W).
+        size: height and width of the window, at most H + 2 padding and W + 2 padding.
+        padding: zeros added at each border.
+        rng: draws the places, uniform over all that fit, the four corners included.
+
+    Returns:
+        (N, C, *size).
+    """
+    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    free = [have - want for have, want in zip(padded.shape[2:], size, strict=True)]
+    if padding < 0 or min(free) < 0 or min(size) < 1:
+        raise DataError(f"a crop of {size} with padding {padding} does not fit images of {images.shape[2:]}")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(2, 3))  # (N, C, rows, columns, *size)
+    rows, columns = (rng.integers(0, room + 1, len(images)) for room in free)
+    return np.ascontiguousarray(windows[np.arange(len(images)), :, rows, columns])
+
+
+def random_shift(images: Array, pixels: int, rng: np.random.Generator) -> Array:
+    """Move each image (N, C, H, W) by up to ``pixels`` in each direction: a crop of its own size."""
+    return random_crop(images, (images.shape[2], images.shape[3]), pixels, rng)

@@ -1,0 +1,216 @@
+"""Measure one model as it was read back from its file: quality, speed against the baseline, memory.
+
+The quality run and the timed runs use the same executable; the timed outputs are compared with those of the quality run.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.data import Dataset
+from mlperf_opt.graph import Graph
+from mlperf_opt.measure import Quality, accuracy, exact_match, flips, peak_bytes, samples_per_second, time_pair
+from mlperf_opt.runtimes import Executable, Runtime, complete, greedy, stepwise
+from mlperf_opt.settings import require
+
+Array = NDArray[Any]
+
+_QUALITY_BATCH = 256
+_EXACT_ROWS = 32  # sequences or images that the check of an exact pass looks at
+_THROUGHPUT_SHARE = 0.2  # of the time for latencies
+_GENERATION_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class MeasureSettings:
+    """How a step is measured.
+
+    Attributes:
+        seconds: of interleaved timing for each step.
+        batch: samples in a timed query.
+        throughput_batch: samples in a query of the throughput measurement.
+        max_drop: a larger loss of quality (a fraction) than this against the baseline is marked.
+    """
+
+    seconds: float = 0.5
+    batch: int = 1
+    throughput_batch: int = 256
+    max_drop: float = 0.01
+
+    def __post_init__(self) -> None:
+        require(0 < self.seconds <= 3600, "seconds", self.seconds, "more than 0, at most 3600")
+        require(self.batch >= 1, "batch", self.batch, "a whole number >= 1")
+        require(self.throughput_batch >= 1, "throughput_batch", self.throughput_batch, "a whole number >= 1")
+        require(0 <= self.max_drop <= 1, "max_drop", self.max_drop, "0 to 1")
+
+
+class Subject:
+    """A model under measurement: its executable, and what one query of the task is.
+
+    A query of a classification is a batch of inputs; of a completion, greedy generation of the whole answer.
+    """
+
+    def __init__(self, graph: Graph, runtime: Runtime, data: Dataset, batch: int) -> None:
+        self.graph = graph
+        self.executable: Executable = runtime.prepare(graph)
+        self._data = data
+        self._inputs = prompts(data) if data.task == "completion" else data.test.inputs
+        starts = range(0, len(self._inputs) - batch + 1, batch)
+        self._queries = [self._inputs[start : start + batch] for start in starts] or [self._inputs]
+        self.batch = batch
+        self.timed_outputs: dict[int, Array] = {}
+        self.quality = self._measure_quality()
+
+    def run(self, inputs: Array) -> Array:
+        """Run one query."""
+        if self._data.task == "completion":
+            return complete(self.executable, inputs, answer_length(self._data))
+        return self.executable(inputs)
+
+    def query(self, index: int) -> None:
+        """Run a query of the timed run, and keep its output for the comparison with the quality run."""
+        index %= len(self._queries)
+        self.timed_outputs[index] = self.run(self._queries[index])
+
+    def _measure_quality(self) -> Quality:
+        if self._data.task == "completion":
+            return exact_match(self.run, self._inputs, answers(self._data), _QUALITY_BATCH)
+        return accuracy(self.run, self._inputs, self._data.test.targets, _QUALITY_BATCH)
+
+    def timed_difference(self) -> str:
+        """Return what is wrong with the outputs of the timed run, ``""`` if they are those of the quality run."""
+        if not self.timed_outputs:
+            return "no query was timed"
+        for index, output in self.timed_outputs.items():
+            expected = self.quality.outputs[index * self.batch : index * self.batch + len(output)]
+            fact = difference(expected, output, is_quantized(self.graph))
+            if fact:
+                return f"timed query {index} differs from the quality run: {fact}"
+        return ""
+
+    def throughput(self, batch: int, seconds: float) -> tuple[float, int]:
+        """Return (samples per second in batches, samples a batch)."""
+        batch = min(batch, len(self._inputs))
+        return samples_per_second(lambda: len(self.run(self._inputs[:batch])), seconds), batch
+
+    def generation(self, seconds: float) -> tuple[float, float]:
+        """Return median microseconds of (the first token after a prompt, each token after that)."""
+        taken: dict[bool, list[int]] = defaultdict(list)
+        end = time.perf_counter() + seconds
+        for turn in range(1 << 30):
+            started, first = time.perf_counter_ns(), True
+            for _ in greedy(self.executable, self._queries[turn % len(self._queries)], answer_length(self._data)):
+                taken[first].append(time.perf_counter_ns() - started)
+                started, first = time.perf_counter_ns(), False
+            if turn >= 2 and time.perf_counter() > end:  # the first two rounds warm up
+                break
+        rounds = {first: values[len(values) // 4 :] for first, values in taken.items()}
+        return median(rounds[True]) / 1000, median(rounds[False]) / 1000
+
+    def state_bytes(self) -> int | None:
+        """Return the bytes of the state that a query allocates, None for a graph without state."""
+        if not self.graph.state:
+            return None
+        length = self._data.prompt + answer_length(self._data) - 1
+        return self.executable.start(self.batch, length).state_bytes
+
+
+def prompts(data: Dataset) -> Array:
+    """The prompts (N, P) of a completion task's test split."""
+    return data.test.inputs[:, : data.prompt]
+
+
+def answers(data: Dataset) -> Array:
+    """The answers (N, A) of a completion task's test split."""
+    return data.test.targets[:, data.prompt - 1 :]
+
+
+def answer_length(data: Dataset) -> int:
+    """Tokens of an answer."""
+    return data.test.targets.shape[1] - data.prompt + 1
+
+
+def is_quantized(graph: Graph) -> bool:
+    """Whether activations are rounded to codes, so that a last bit of float32 may move an output by a step."""
+    return any(node.op == "quantize" for node in graph.nodes)
+
+
+def difference(expected: Array, actual: Array, quantized: bool) -> str:
+    """Return how two outputs differ beyond rounding, ``""`` if they don't. All elements are compared.
+
+    Floats may differ by 1e-4 of the largest (another batch size is another order of summation); with quantized activations
+    a rounding may fall the other way, which moves an output by a few steps: 5 % of the largest. Tokens must be equal; with
+    quantized activations 97 % of them.
+    """
+    if expected.shape != actual.shape:
+        return f"shape {actual.shape} instead of {expected.shape}"
+    if expected.dtype.kind != "f":
+        same = float((expected == actual).mean())
+        limit = 0.97 if quantized else 1.0
+        return "" if same >= limit else f"{same:.1%} of the tokens agree, expected {limit:.0%}"
+    if not np.isfinite(actual).all():
+        return "an output is not finite"
+    largest = float(np.abs(expected).max())
+    worst = float(np.abs(expected - actual).max())
+    limit = (0.05 if quantized else 1e-4) * max(largest, 1.0)
+    return "" if worst <= limit else f"outputs differ by {worst:.3g}, at most {limit:.3g} is rounding"
+
+
+def exactness(before: Subject, after: Subject, data: Dataset) -> str:
+    """Return how an exact pass changed the outputs, ``""`` if it didn't. A cache is stepped token by token."""
+    rows = data.calibration.inputs[:_EXACT_ROWS]
+    expected, actual = stepwise(before.executable, rows), stepwise(after.executable, rows)
+    if is_quantized(after.graph) and data.task == "completion":
+        expected, actual = expected.argmax(axis=-1), actual.argmax(axis=-1)
+    return difference(expected, actual, is_quantized(after.graph))
+
+
+def measure(
+    subject: Subject, baseline: Subject, data: Dataset, settings: MeasureSettings, seed: int
+) -> tuple[dict[str, Any], list[str], list[str]]:
+    """Measure ``subject`` against ``baseline`` (itself, for the baseline's own row).
+
+    Returns:
+        (columns of the record, faults that make the row INVALID, notes on missing or doubtful numbers).
+    """
+    quality = subject.quality
+    fixed, broken = flips(baseline.quality.correct, quality.correct)
+    delta = quality.value - baseline.quality.value
+    timing = time_pair(baseline.query, subject.query, seconds=settings.seconds, seed=seed)
+    throughput, throughput_batch = subject.throughput(settings.throughput_batch, settings.seconds * _THROUGHPUT_SHARE)
+    columns: dict[str, Any] = {
+        "quality_metric": quality.metric,
+        "quality": quality.value,
+        "quality_low": quality.low,
+        "quality_high": quality.high,
+        "quality_delta": delta,
+        "fixed": fixed,
+        "broken": broken,
+        "quality_ok": delta >= -settings.max_drop,
+        "latency_p50_us": timing.p50_us,
+        "latency_p90_us": timing.p90_us,
+        "latency_p99_us": timing.p99_us,
+        "latency_n": timing.n,
+        "throughput_per_s": throughput,
+        "throughput_batch": throughput_batch,
+        "speedup": timing.speedup,
+        "speedup_low": timing.speedup_low,
+        "speedup_high": timing.speedup_high,
+        "noise_low": timing.noise_low,
+        "noise_high": timing.noise_high,
+        "state_bytes": subject.state_bytes(),
+        "peak_activation_bytes": peak_bytes(lambda: subject.query(0)),
+    }
+    if data.task == "completion":
+        columns["prefill_us"], columns["token_us"] = subject.generation(settings.seconds * _GENERATION_SHARE)
+    faults = [fact for fact in (subject.timed_difference(),) if fact]
+    if quality.nan_rows:
+        faults.append(f"{quality.nan_rows} outputs are not a number")
+    return columns, faults, list(timing.notes)

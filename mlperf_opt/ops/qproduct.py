@@ -1,0 +1,275 @@
+"""Products on codes: qlinear, qconv2d, and the lookup qembedding. The arithmetic is written out in `quantized.py`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes
+from mlperf_opt.ops.conv import CONV2D, conv2d_cost, infer_conv2d, patches
+from mlperf_opt.ops.embedding import EMBEDDING, embedding_cost, infer_embedding
+from mlperf_opt.ops.quantized import CODE_MAX, check_codes, check_grid, saturate
+
+_FLOAT32_EXACT_K = 518  # 255 * 127 * 518 < 2^24: up to here float32 holds every partial sum exactly
+_LARGEST = np.finfo(np.float32).max
+MAX_K = 2**31 // (CODE_MAX * 127)  # beyond, int32 accumulators could wrap
+
+
+# qlinear
+
+
+def _check_product(
+    name: str,
+    x: Spec,
+    x_scale: Spec,
+    x_zero: Spec,
+    weight: Spec,
+    w_scale: Spec,
+    bias: Spec | None,
+    y_scale: Spec | None,
+    y_zero: Spec | None,
+) -> None:
+    check_codes(x, "uint8", f"{name}: x")
+    check_codes(weight, "int8", f"{name}: weight")
+    check_grid(f"{name}: x", x, x_scale, x_zero)
+    k = math.prod(int(d) for d in weight.shape[1:])
+    expect(k <= MAX_K, f"{name}: {k} products may overflow an int32 accumulator (limit {MAX_K})")
+    expect(w_scale.shape in ((), weight.shape[:1]), f"{name}: weight scale {w_scale} must be () or ({weight.shape[0]},)")
+    if bias is not None:
+        kinds = ("int32", "float32") if y_scale is None else ("int32",)
+        fits = bias.dtype in kinds and bias.shape == weight.shape[:1]
+        expect(fits, f"{name}: bias must be {' or '.join(kinds)} ({weight.shape[0]},), got {bias}")
+    expect((y_scale is None) == (y_zero is None), f"{name}: y_scale and y_zero go together")
+    if y_scale is not None and y_zero is not None:
+        expect(y_scale.shape == () == y_zero.shape, f"{name}: y_scale {y_scale} and y_zero {y_zero} must be one number")
+        check_grid(f"{name}: y", x, y_scale, y_zero)
+
+
+def _out_dtype(y_scale: Spec | None) -> str:
+    return "float32" if y_scale is None else "uint8"
+
+
+def _qlinear_infer(
+    x: Spec,
+    x_scale: Spec,
+    x_zero: Spec,
+    weight: Spec,
+    w_scale: Spec,
+    bias: Spec | None,
+    y_scale: Spec | None,
+    y_zero: Spec | None,
+) -> Spec:
+    expect(
+        len(weight.shape) == 2 and len(x.shape) >= 1 and x.shape[-1] == weight.shape[1],
+        f"qlinear: x {x} and weight {weight} do not fit",
+    )
+    _check_product("qlinear", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero)
+    return Spec((*x.shape[:-1], weight.shape[0]), _out_dtype(y_scale))
+
+
+def _product(
+    rows: Array,
+    x_scale: Array,
+    weight: Array,
+    w_scale: Array,
+    bias: Array | None,
+    y_scale: Array | None,
+    y_zero: Array | None,
+) -> Array:
+    """Centred codes (..., K) times weight codes (M, K) -> float32 (..., M); uint8 codes if there is an output scale."""
+    exact = np.float32 if rows.shape[-1] <= _FLOAT32_EXACT_K else np.float64  # BLAS in a float that holds every sum
+    acc = (rows.astype(exact) @ weight.T.astype(exact)).astype(np.int32)
+    if bias is not None and bias.dtype == np.int32:
+        acc += bias
+        bias = None
+    scale = x_scale * w_scale  # float32
+    if y_scale is not None:
+        assert y_zero is not None
+        with np.errstate(over="ignore"):  # a tiny output scale (a layer that gave only zeros): saturates, as it should
+            m = np.minimum(scale / y_scale, _LARGEST)  # finite, so that 0 * m is 0
+            return saturate(np.rint(acc.astype(np.float32) * m), y_zero)
+    y = acc.astype(np.float32) * scale
+    return y if bias is None else y + bias
+
+
+def _centred(x: Array, zero: Array) -> Array:
+    return x.astype(np.int32) - zero.astype(np.int32)
+
+
+def _qlinear(
+    x: Array,
+    x_scale: Array,
+    x_zero: Array,
+    weight: Array,
+    w_scale: Array,
+    bias: Array | None,
+    y_scale: Array | None,
+    y_zero: Array | None,
+) -> Array:
+    return _product(_centred(x, x_zero), x_scale, weight, w_scale, bias, y_scale, y_zero)
+
+
+def _real(weight: Array, w_scale: Array) -> Array:
+    column = w_scale.reshape(-1, *([1] * (weight.ndim - 1))) if w_scale.ndim else w_scale
+    return weight.astype(np.float32) * column
+
+
+def _through(grad: Array, out: Array, y_scale: Array | None) -> Array:
+    """Straight-through: stop the gradient where an output code is saturated. A relu folded into the grid
+    (zero point 0) saturates at code 0, which is exactly where its own gradient is zero."""
+    return grad if y_scale is None else grad * ((out > 0) & (out < CODE_MAX))
+
+
+def _qlinear_vjp(
+    grad: Array,
+    out: Array,
+    x: Array,
+    x_scale: Array,
+    x_zero: Array,
+    weight: Array,
+    w_scale: Array,
+    bias: Array | None,
+    y_scale: Array | None,
+    y_zero: Array | None,
+) -> tuple[Array | None, ...]:
+    grad = _through(grad, out, y_scale)
+    rows = grad.reshape(-1, grad.shape[-1])
+    real_x = _centred(x, x_zero).astype(np.float32) * x_scale
+    d_weight = rows.T @ real_x.reshape(-1, x.shape[-1])
+    d_bias = None if bias is None else rows.sum(axis=0)
+    return grad @ _real(weight, w_scale), None, None, d_weight, None, d_bias, None, None
+
+
+def _qlinear_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None) -> Cost:
+    return Cost(out.size * int(weight.shape[1]), moved_bytes(out, x, x_scale, x_zero, weight, *others))
+
+
+# qconv2d
+
+
+def _qconv_infer(
+    x: Spec,
+    x_scale: Spec,
+    x_zero: Spec,
+    weight: Spec,
+    w_scale: Spec,
+    bias: Spec | None,
+    y_scale: Spec | None,
+    y_zero: Spec | None,
+    *,
+    stride: int,
+    padding: int,
+) -> Spec:
+    out = infer_conv2d(x, weight, bias, stride=stride, padding=padding)
+    whole = all(d == 1 for spec in (x_scale, x_zero) for d in spec.shape[1:])
+    expect(whole, f"qconv2d: scale {x_scale} and zero point {x_zero} must be one for all or (N, 1, 1, 1)")
+    _check_product("qconv2d", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero)
+    return Spec(out.shape, _out_dtype(y_scale))
+
+
+def _qconv(
+    x: Array,
+    x_scale: Array,
+    x_zero: Array,
+    weight: Array,
+    w_scale: Array,
+    bias: Array | None,
+    y_scale: Array | None,
+    y_zero: Array | None,
+    *,
+    stride: int,
+    padding: int,
+) -> Array:
+    m, _, kh, kw = weight.shape
+    # Centred first, then padded with 0: a pixel outside the image is real zero, whatever the zero point.
+    rows = patches(_centred(x, x_zero), kh, kw, stride, padding)
+    return _product(rows, x_scale, weight.reshape(m, -1), w_scale, bias, y_scale, y_zero).transpose(0, 3, 1, 2)
+
+
+def _qconv_vjp(
+    grad: Array,
+    out: Array,
+    x: Array,
+    x_scale: Array,
+    x_zero: Array,
+    weight: Array,
+    w_scale: Array,
+    bias: Array | None,
+    y_scale: Array | None,
+    y_zero: Array | None,
+    *,
+    stride: int,
+    padding: int,
+) -> tuple[Array | None, ...]:
+    real_x = _centred(x, x_zero).astype(np.float32) * x_scale
+    assert CONV2D.vjp is not None
+    d_x, d_weight, d_bias = CONV2D.vjp(
+        _through(grad, out, y_scale), out, real_x, _real(weight, w_scale), bias, stride=stride, padding=padding
+    )
+    return d_x, None, None, d_weight, None, d_bias, None, None
+
+
+def _qconv_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: int) -> Cost:
+    return conv2d_cost(out, x, weight, x_scale, x_zero, *others)
+
+
+# qembedding
+
+
+def _qembedding_infer(tokens: Spec, table: Spec, scale: Spec) -> Spec:
+    check_codes(table, "int8", "qembedding: table")
+    expect(scale.shape in ((), table.shape[:1]), f"qembedding: scale {scale} must be () or ({table.shape[0]},)")
+    return infer_embedding(tokens, table)
+
+
+def _qembedding(tokens: Array, table: Array, scale: Array) -> Array:
+    codes = EMBEDDING.forward(tokens, table)
+    return codes.astype(np.float32) * (scale[tokens][..., None] if scale.ndim else scale)
+
+
+def _qembedding_vjp(grad: Array, out: Array, tokens: Array, table: Array, _scale: Array) -> tuple[Array | None, ...]:
+    assert EMBEDDING.vjp is not None
+    return *EMBEDDING.vjp(grad, out, tokens, table), None
+
+
+def _qembedding_cost(out: Spec, tokens: Spec, table: Spec, scale: Spec) -> Cost:
+    base = embedding_cost(out, tokens, table)
+    return Cost(0, base.bytes + (4 * tokens.size if scale.shape else scale.nbytes))
+
+
+_PRODUCT_ARGUMENTS = ("x", "x_scale", "x_zero", "weight", "w_scale", "bias?", "y_scale?", "y_zero?")
+
+QLINEAR = OpDef(
+    "qlinear",
+    _PRODUCT_ARGUMENTS,
+    _qlinear_infer,
+    _qlinear,
+    _qlinear_vjp,
+    _qlinear_cost,
+    "QDQ:MatMul",
+    parameters=("weight", "bias"),
+    matrix="weight",
+)
+QCONV2D = OpDef(
+    "qconv2d",
+    _PRODUCT_ARGUMENTS,
+    _qconv_infer,
+    _qconv,
+    _qconv_vjp,
+    _qconv_cost,
+    "QDQ:Conv",
+    parameters=("weight", "bias"),
+    matrix="weight",
+)
+QEMBEDDING = OpDef(
+    "qembedding",
+    ("tokens", "table", "scale"),
+    _qembedding_infer,
+    _qembedding,
+    _qembedding_vjp,
+    _qembedding_cost,
+    "QDQ:Gather",
+    parameters=("table",),
+    matrix="table",
+)

@@ -1,0 +1,159 @@
+"""The words of the command line, checked before anything heavy is imported.
+
+A misspelt model or pass is answered in the time that Python takes to start; Hydra's own messages name neither the options
+of a list-valued group nor a repeated name.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mlperf_opt.errors import ConfigError, did_you_mean
+from mlperf_opt.resources import resource_dir
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
+_LIST = re.compile(r"\[([^\[\]]*)\]")
+GROUPS = ("model", "data", "runtime", "measure", "train")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """Overrides and flags, told apart.
+
+    Attributes:
+        overrides: Hydra overrides in order (``model=cnn``).
+        multirun: whether every combination of the comma-separated values is to run.
+        config_dir: folder of the user's own configs, None for none.
+        flags: other flags, passed on to Hydra (``--cfg job``).
+    """
+
+    overrides: list[str]
+    multirun: bool = False
+    config_dir: Path | None = None
+    flags: list[str] = field(default_factory=list)
+
+    def value(self, key: str) -> str | None:
+        """Return the value given for ``key``, None if it isn't overridden."""
+        found = [word.partition("=")[2] for word in self.overrides if word.partition("=")[0] == key]
+        return found[-1] if found else None
+
+
+def parse(words: list[str]) -> CommandLine:
+    """Split the words of a command line.
+
+    Raises:
+        ConfigError: an unknown flag, a flag without its value, or a word that is no override.
+    """
+    overrides, flags, multirun, config_dir = [], [], False, None
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in ("-m", "--multirun"):
+            multirun = True
+        elif word in ("--config-dir", "-cd", "--cfg", "-c"):
+            if not rest:
+                raise ConfigError(f"{word} needs a value")
+            value = rest.pop(0)
+            if word in ("--config-dir", "-cd"):
+                config_dir = _folder(value)
+            else:
+                flags += ["--cfg", value]
+        elif word.startswith("--config-dir="):
+            config_dir = _folder(word.partition("=")[2])
+        elif word.startswith("-"):
+            known = ["-m", "--multirun", "--config-dir", "--cfg", "--help", "--version"]
+            raise ConfigError(f"{word}: no such flag{did_you_mean(word, known)}")
+        elif "=" in word or word.startswith("~"):
+            overrides.append(word)
+        else:
+            raise ConfigError(f"{word!r} is neither a command nor a setting; a setting is written name=value")
+    return CommandLine(overrides, multirun, config_dir, flags)
+
+
+def _folder(value: str) -> Path:
+    path = Path(value).resolve()
+    if not path.is_dir():
+        raise ConfigError(f"--config-dir={value}: no such folder")
+    return path
+
+
+def options(group: str, config_dir: Path | None = None) -> list[str]:
+    """Return the names that a group offers: those that ship and the user's own."""
+    folders = [resource_dir("pipelines")] if group == "pipeline" else [resource_dir("conf") / group]
+    if config_dir is not None:
+        folders.append(config_dir / ("pipelines" if group == "pipeline" else group))
+    names = {path.stem for folder in folders if folder.is_dir() for path in folder.glob("*.yaml")}
+    return sorted(names | ({"none"} if group == "pipeline" else set()))
+
+
+def normalize(line: CommandLine) -> CommandLine:
+    """Return the command line with ``passes=a+b`` written as ``passes=[a,b]``, after checking every name in it.
+
+    Raises:
+        ConfigError: a name that a group doesn't offer, a pass that stands twice in the list, a comma-separated value without
+            ``-m``, settings of a pass that isn't selected, or both ``passes`` and ``pipeline``.
+    """
+    overrides = []
+    for word in line.overrides:
+        key, equals, value = word.partition("=")
+        bare = key.lstrip("+~")
+        if bare in (*GROUPS, "pipeline") and equals:
+            _check_choice(bare, value, line)
+        elif bare == "passes" and equals:
+            word = f"{key}={_check_passes(value, line)}"  # noqa: PLW2901 - the word is rewritten on purpose
+        overrides.append(word)
+    checked = CommandLine(overrides, line.multirun, line.config_dir, line.flags)
+    pipeline = checked.value("pipeline")
+    if checked.value("passes") is not None and pipeline not in (None, "none"):
+        raise ConfigError(f"passes and pipeline={pipeline} both choose the steps: give one of them")
+    _check_selected(checked)
+    return checked
+
+
+def _check_choice(group: str, value: str, line: CommandLine) -> None:
+    names = value.split(",")
+    if len(names) > 1 and not line.multirun and "(" not in value:
+        raise ConfigError(f"{group}={value}: several values are a sweep, add -m")
+    known = options(group, line.config_dir)
+    for name in names:
+        # choice(...), glob(...) and the like are Hydra's to expand
+        if _NAME.fullmatch(name) and name not in known:
+            raise ConfigError(f"{group}={name}: no such {group}{did_you_mean(name, known)}")
+        if ".." in name or "/" in name:
+            raise ConfigError(f"{group}={name}: expected a name, not a path{did_you_mean(name, known)}")
+
+
+def _check_passes(value: str, line: CommandLine) -> str:
+    known = options("passes", line.config_dir)
+    lists = _LIST.findall(value)
+    if not lists and value != "":
+        lists = [item.replace("+", ",") for item in value.split(",")]
+        value = ",".join(f"[{item}]" for item in lists)
+    if len(lists) > 1 and not line.multirun:
+        raise ConfigError(
+            f"passes={value}: several lists are a sweep, add -m; one list is written 'passes=[a,b]' or passes=a+b"
+        )
+    for names in lists:
+        chosen = [name.strip() for name in names.split(",") if name.strip()]
+        for name in chosen:
+            if name not in known:
+                raise ConfigError(f"passes: no such pass {name!r}{did_you_mean(name, known)}")
+        for name in chosen:
+            if chosen.count(name) > 1:
+                advice = f"write a pipeline with a named step for each, and pass: {name} in them"
+                raise ConfigError(f"passes=[{names}]: {name!r} stands twice; {advice}")
+    return value
+
+
+def _check_selected(line: CommandLine) -> None:
+    """Refuse the settings of a pass that isn't in the list; Hydra would advise to add them, which makes a ghost pass."""
+    value = line.value("passes")
+    if value is None or len(_LIST.findall(value)) != 1:
+        return
+    chosen = [name.strip() for name in _LIST.findall(value)[0].split(",")]
+    for word in line.overrides:
+        key = word.partition("=")[0].lstrip("+~").split(".")
+        if key[0] == "passes" and len(key) > 1 and key[1] not in chosen:
+            raise ConfigError(f"{word}: {key[1]!r} is not in passes=[{','.join(chosen)}]")

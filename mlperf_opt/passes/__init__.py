@@ -1,0 +1,20 @@
+"""The passes, by name in `PASSES`. To add one: its file here, conf/passes/<name>.yaml, and its test (docs/add_a_pass.md)."""
+
+from __future__ import annotations
+
+from mlperf_opt.passes.base import Pass, PassContext, PassResult
+from mlperf_opt.passes.finetune import Finetune
+from mlperf_opt.passes.kv_cache import KvCache
+from mlperf_opt.passes.profile import Profile
+from mlperf_opt.passes.prune import Prune
+from mlperf_opt.passes.quant import Quant
+
+PASSES: dict[str, type[Pass]] = {
+    "profile": Profile,
+    "quant": Quant,
+    "prune": Prune,
+    "finetune": Finetune,
+    "kv_cache": KvCache,
+}
+
+__all__ = ["PASSES", "Pass", "PassContext", "PassResult"]

@@ -1,0 +1,138 @@
+"""quant: store and multiply in fewer bits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.errors import PassError, did_you_mean
+from mlperf_opt.graph import Affine, Dense, Graph, Node, Weight, split_name, verify
+from mlperf_opt.passes.base import Pass, PassContext, PassResult
+from mlperf_opt.passes.calibration import Method, calibrate, coarse
+from mlperf_opt.passes.int8_graph import to_dynamic, to_static
+from mlperf_opt.settings import require
+
+Array = NDArray[Any]
+_WEIGHT_BITS = 8
+
+
+@dataclass(frozen=True)
+class Quant(Pass):
+    """Store and multiply in fewer bits.
+
+    int8 weights are symmetric, stored as int8 and multiplied as integers (Jacob et al., arXiv:1712.05877; scales per output
+    channel: Krishnamoorthi, arXiv:1806.08342). fp16 stores all parameters in half and computes in float32.
+
+    Attributes:
+        dtype: int8 or fp16.
+        scheme: int8 only. static: activations are uint8 too, on ranges from the calibration split, and stay integers between
+            layers; dynamic: the range is each row's own, found while running; weight_only: weights are int8 in the file, the
+            arithmetic is float32.
+        granularity: channel (a scale for each output) or tensor (one scale).
+        calibration: static only: minmax, percentile or mse.
+        percentile: of calibration=percentile, in percent.
+        skip: names of nodes that stay float.
+    """
+
+    dtype: Literal["int8", "fp16"] = "int8"
+    scheme: Literal["static", "dynamic", "weight_only"] = "static"
+    granularity: Literal["channel", "tensor"] = "channel"
+    calibration: Method = "minmax"
+    percentile: float = 99.99
+    skip: tuple[str, ...] = ()
+
+    effect: ClassVar = "quantizes"
+    tolerance: ClassVar = 0.01
+    not_after: ClassVar = ("quant", "kv_cache")
+
+    def __post_init__(self) -> None:
+        require(50 < self.percentile <= 100, "percentile", self.percentile, "more than 50 and at most 100")
+
+    def check(self, graph: Graph) -> None:
+        if any(not isinstance(w.encoding, Dense) or w.values.dtype != np.float32 for w in graph.parameters().values()):
+            raise PassError(f"quant: the weights of {graph.name} are quantized already")
+        nodes = {node.output for node in graph.matrices().values()}
+        for name in self.skip:
+            if name not in nodes:
+                raise PassError(f"quant: skip={name}: no such node{did_you_mean(name, nodes)}")
+
+    def __call__(self, graph: Graph, context: PassContext) -> PassResult:
+        if self.dtype == "fp16":
+            return PassResult(verify(_to_half(graph)))
+        chosen = {name: node for name, node in graph.matrices().items() if node.output not in self.skip}
+        axis = 0 if self.granularity == "channel" else None
+        if self.scheme == "weight_only":
+            return PassResult(
+                verify(graph.with_weights({name: quantize_weight(graph.weights[name], axis) for name in chosen}))
+            )
+        products = {name: node for name, node in chosen.items() if node.op != "embedding"}
+        grids = {}
+        if self.scheme == "static":
+            inputs = {node.argument("x") for node in products.values()}
+            grids = calibrate(graph, inputs, context.data, self.calibration, self.percentile)
+        weights = {}
+        for name, node in chosen.items():
+            floor = _bias_floor(graph, node, grids) if self.scheme == "static" and name in products else None
+            weights[name] = quantize_weight(graph.weights[name], axis, floor)
+        graph = _quantize_embeddings(graph.with_weights(weights))
+        nodes = [node.output for node in products.values()]
+        graph = to_static(graph, nodes, grids) if self.scheme == "static" else to_dynamic(graph, nodes)
+        return PassResult(verify(graph), {"quantized": sorted(chosen)})
+
+
+def quantize_weight(weight: Weight, axis: int | None, floor: Array | None = None) -> Weight:
+    """Return ``weight`` as int8 codes: scale = max |w| / 127 along ``axis`` (None: of the whole tensor).
+
+    Args:
+        weight: real values of any shape.
+        axis: the axis of the output channels.
+        floor: a smallest scale per channel (see `_bias_floor`).
+    """
+    dense = weight.dense()
+    limit = 2 ** (_WEIGHT_BITS - 1) - 1
+    others = tuple(a for a in range(dense.ndim) if a != axis)
+    peak = np.abs(dense).max(axis=others if axis is not None else None).astype(np.float64)
+    scale = peak / limit
+    if floor is not None:
+        scale = np.maximum(scale, floor if axis is not None else floor.max())
+    # An all-zero channel has codes 0 under any scale; 1 keeps the arithmetic ordinary.
+    scale = np.where(scale > 0, scale, 1.0)
+    scale = coarse(np.maximum(scale, np.finfo(np.float32).tiny).astype(np.float32))
+    return Weight(np.zeros(dense.shape, np.int8), Affine(scale, axis, _WEIGHT_BITS)).encode(dense)
+
+
+def _bias_floor(graph: Graph, node: Node, grids: dict[str, tuple[Array, Array]]) -> Array | None:
+    """Smallest weight scale per channel at which the int32 bias, at x_scale * w_scale, does not saturate.
+
+    It matters for channels whose weights are tiny, or pruned to zero, beside their bias.
+    """
+    name, _ = split_name(node.argument("bias"))
+    if not name:
+        return None
+    x_scale = np.float64(grids[node.argument("x")][0])
+    return np.abs(graph.weights[name].dense().astype(np.float64)) / (x_scale * 2.0**24)
+
+
+def _quantize_embeddings(graph: Graph) -> Graph:
+    """Look codes up instead of real values where the table is int8."""
+
+    def rewrite(node: Node) -> Node:
+        if node.op != "embedding" or isinstance(graph.weights[node.argument("table")].encoding, Dense):
+            return node
+        tokens, table = node.inputs
+        return replace(node, op="qembedding", inputs=(tokens, f"{table}:codes", f"{table}:scale"))
+
+    return replace(graph, nodes=tuple(rewrite(node) for node in graph.nodes))
+
+
+def _to_half(graph: Graph) -> Graph:
+    largest = float(np.finfo(np.float16).max)
+    halves = {}
+    for name, weight in graph.parameters().items():
+        if np.abs(weight.values).max(initial=0) > largest:
+            raise PassError(f"quant: weight {name!r} holds values beyond {largest:g}, the end of fp16")
+        halves[name] = Weight(weight.values.astype(np.float16))
+    return graph.with_weights(halves)

@@ -1,0 +1,44 @@
+"""The one place that writes a report's file: whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from mlperf_opt.errors import MlperfOptError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 to a temporary name beside ``path`` and rename it: no reader ever sees half a file.
+
+    Raises:
+        MlperfOptError: it can't be written (disk full, no permission, no such folder); an old file stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        # "x" so that the file gets the user's usual permissions, which mkstemp would narrow
+        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise MlperfOptError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        # after the rename there is nothing left under this name
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write ``data`` as indented JSON, in the order of its keys.
+
+    Raises:
+        MlperfOptError: it can't be written.
+        ValueError: a number is NaN or infinite, which JSON has no word for.
+    """
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

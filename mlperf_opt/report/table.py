@@ -1,0 +1,173 @@
+"""The tables that a run, a sweep and a profile show: at most 100 columns wide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from mlperf_opt.measure import noise_factor, verdict
+from mlperf_opt.records import Record, columns, to_row
+from mlperf_opt.report.grid import (
+    NOT_MEASURED,
+    Grid,
+    build_grid,
+    count,
+    duration,
+    fraction,
+    measured,
+    signed,
+    size,
+    times,
+    to_rich,
+    with_interval,
+)
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_QUALITY_HEADERS = {"accuracy": "accuracy", "exact_match": "exact match", "nats_per_token": "nats/token"}
+_BAR = 10  # characters for a share of 100 %
+
+
+def run_grid(records: Sequence[Record]) -> Grid:
+    """Return the table of a run, one row a step."""
+    rows = [to_row(record) for record in records]
+    quality = _quality_header(rows)
+    passes = any(row["pass"] != row["name"] for row in rows)
+    tokens = any(measured(row["token_us"]) for row in rows)
+    cells = []
+    for row in rows:
+        line = {"step": f"{row['step']} {row['name']}"}
+        if passes:
+            line["pass"] = NOT_MEASURED if row["pass"] == row["name"] else str(row["pass"])
+        line[quality] = with_interval(fraction(row["quality"]), row["quality_low"], row["quality_high"], 3)
+        line["change"] = signed(row["quality_delta"])
+        line["weights"] = size(row["weights_bytes"])
+        line["ratio"] = fraction(row["weights_ratio"])
+        line["token" if tokens else "p50"] = duration(row["token_us" if tokens else "latency_p50_us"])
+        line["speedup"] = _speedup(row)
+        line["status"] = _status(row)
+        cells.append(line)
+    return build_grid(cells, left=("step", "pass", "status"))
+
+
+def run_table(records: Sequence[Record]) -> Table:
+    """Return `run_grid` for the terminal."""
+    return to_rich(run_grid(records))
+
+
+def run_notes(records: Sequence[Record]) -> list[str]:
+    """Return the lines below the table: what its columns mean, the noise, and why a row is INVALID or incomplete."""
+    if not records:
+        return []
+    notes = [
+        "± half the width of the 95 % interval; change, ratio and speedup: against the baseline; weights: all bytes that "
+        "the file needs for them."
+    ]
+    factors = [
+        noise_factor(r.noise_low, r.noise_high) for r in records if r.noise_low is not None and r.noise_high is not None
+    ]
+    if factors:
+        notes.append(
+            f"noise: no difference is claimed within a factor of {max(factors):.2f} "
+            "(the baseline against itself, at least 2 %)."
+        )
+    for record in records:
+        if record.reasons or record.status != "VALID":
+            status = "" if record.status == "VALID" else f"{record.status}: "
+            notes.append(f"{record.step} {record.name}: {status}{record.reasons or 'no reason given'}")
+    return notes
+
+
+def sweep_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
+    """Return the table of a sweep, one row a job: its overrides, then what its last step measured.
+
+    Args:
+        rows: of summary.csv. Keys that are no columns of metrics.csv are the overrides.
+    """
+    quality = _quality_header(rows)
+    known = set(columns())
+    labels = list(dict.fromkeys(key for row in rows for key in row if key not in known))
+    short = _short_names(labels)
+    cells = []
+    for row in rows:
+        line = {short[key]: _label(row.get(key)) for key in labels}
+        line[quality] = with_interval(fraction(row.get("quality")), row.get("quality_low"), row.get("quality_high"), 3)
+        line["change"] = signed(row.get("quality_delta"))
+        line["weights"] = size(row.get("weights_bytes"))
+        line["ratio"] = fraction(row.get("weights_ratio"))
+        line["speedup"] = _speedup(row)
+        line["status"] = _status(row)
+        cells.append(line)
+    return build_grid(cells, left=(*short.values(), "status"))
+
+
+def sweep_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return `sweep_grid` for the terminal."""
+    return to_rich(sweep_grid(rows))
+
+
+def profile_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
+    """Return the table of a profile, one row a node.
+
+    Args:
+        rows: with the keys node, op, parameters, macs, weight_bytes, activation_bytes, time_us, time_share (0..1).
+    """
+    cells = [
+        {
+            "node": str(row["node"]),
+            "op": str(row["op"]),
+            "params": count(row.get("parameters")),
+            "MACs": count(row.get("macs")),
+            "weights": size(row.get("weight_bytes")),
+            "activations": size(row.get("activation_bytes")),
+            "time": duration(row.get("time_us")),
+            "share": _share(row.get("time_share")),
+        }
+        for row in rows
+    ]
+    return build_grid(cells, left=("node", "op", "share"))
+
+
+def profile_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return `profile_grid` for the terminal."""
+    return to_rich(profile_grid(rows))
+
+
+def _quality_header(rows: Sequence[Mapping[str, Any]]) -> str:
+    metrics = {row.get("quality_metric") for row in rows if measured(row.get("quality_metric"))}
+    return _QUALITY_HEADERS.get(str(metrics.pop()), "quality") if len(metrics) == 1 else "quality"
+
+
+def _speedup(row: Mapping[str, Any]) -> str:
+    """The factor with its interval, or with the word noise where it claims nothing."""
+    text = times(row.get("speedup"))
+    ends = [row.get(key) for key in ("speedup_low", "speedup_high", "noise_low", "noise_high")]
+    if text == NOT_MEASURED or not all(measured(end) for end in ends):
+        return text
+    low, high, noise_low, noise_high = (float(end) for end in ends)  # type: ignore[arg-type]
+    if verdict(low, high, noise_low, noise_high) == "within noise":
+        return f"{text} noise"
+    return with_interval(text, low, high, 2)
+
+
+def _status(row: Mapping[str, Any]) -> str:
+    return "ok" if row.get("status") == "VALID" else str(row.get("status") or "INVALID")
+
+
+def _label(value: Any) -> str:
+    if not measured(value):
+        return NOT_MEASURED
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _share(value: Any) -> str:
+    if not measured(value):
+        return NOT_MEASURED
+    return f"{value:6.1%} {'#' * round(min(max(value, 0.0), 1.0) * _BAR)}".rstrip()
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return key -> the last part of a dotted key (``passes.prune.sparsity`` -> ``sparsity``) where that is unique."""
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    return {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}

@@ -1,0 +1,20 @@
+"""Ways to execute a graph, by name in `RUNTIMES`. The numpy runtime defines what a graph means."""
+
+from mlperf_opt.runtimes.base import Executable, Observer, Runtime, Session
+from mlperf_opt.runtimes.generation import complete, greedy, stepwise
+from mlperf_opt.runtimes.numpy_runtime import NUMPY, intermediate_values
+
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (NUMPY,)}
+
+__all__ = [
+    "NUMPY",
+    "RUNTIMES",
+    "Executable",
+    "Observer",
+    "Runtime",
+    "Session",
+    "complete",
+    "greedy",
+    "intermediate_values",
+    "stepwise",
+]

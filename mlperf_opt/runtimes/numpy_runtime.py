@@ -1,0 +1,114 @@
+"""The numpy runtime: one op after the other, as the ops define it; what other runtimes are checked by."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.errors import GraphError
+from mlperf_opt.graph import LENGTHS, Graph, Node, split_name
+from mlperf_opt.runtimes.base import Observer, Runtime
+from mlperf_opt.runtimes.session import StateSession
+
+Array = NDArray[Any]
+
+
+class NumpyExecutable:
+    """A graph with its weights resolved once and its values in numbered slots, freed after their last use."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self._slots: dict[str, int] = {"": 0}
+        self._initial: list[Array | None] = [None]  # slot 0 stands for an absent optional argument
+        values = {*graph.inputs, *(s.name for s in graph.state), *(n.output for n in graph.nodes)}
+        for name in [*graph.inputs, *(s.name for s in graph.state)]:
+            self._slot(name, None)
+        for node in graph.nodes:
+            for name in (n for n in node.inputs if n not in values):
+                weight, part = split_name(name)
+                self._slot(name, graph.weights[weight].part(part) if weight else None)
+            self._slot(node.output, None)
+        self._kept = {*graph.outputs, *(s.update for s in graph.state)}
+        self._program = [
+            (
+                node,
+                node.definition.forward,
+                [self._slots[n] for n in node.inputs],
+                dict(node.attributes),
+                self._slots[node.output],
+                self._dead_after(place, values),
+            )
+            for place, node in enumerate(graph.nodes)
+        ]
+
+    def __call__(self, *inputs: Array) -> Array:
+        return self._call(inputs, None)
+
+    def observe(self, observer: Observer, *inputs: Array) -> Array:
+        return self._call(inputs, observer)
+
+    def start(self, batch: int, max_length: int) -> StateSession:
+        return StateSession(self.graph, batch, max_length, lambda *feeds: self._run_state(*feeds, observer=None))
+
+    def _call(self, inputs: tuple[Array, ...], observer: Observer | None) -> Array:
+        if not self.graph.state:
+            if len(inputs) != len(self.graph.inputs):
+                raise GraphError(f"{self.graph.name} takes {len(self.graph.inputs)} inputs, got {len(inputs)}")
+            values = self._execute(dict(zip(self.graph.inputs, inputs, strict=True)), observer)
+            return values[self.graph.outputs[0]]
+        (tokens,) = inputs  # a fresh prefill of whole rows
+        rows, length = tokens.shape
+        fresh = {
+            s.name: np.zeros(tuple(map(int, s.spec.bound({"N": rows, "L": length}).shape)), s.spec.dtype)
+            for s in self.graph.state
+        }
+        return self._run_state(tokens, np.full(rows, length, np.int64), fresh, observer=observer)[0]
+
+    def _run_state(
+        self, tokens: Array, lengths: Array, state: dict[str, Array], *, observer: Observer | None
+    ) -> tuple[Array, dict[str, Array]]:
+        (name,) = (name for name in self.graph.inputs if name != LENGTHS)
+        values = self._execute({name: tokens, LENGTHS: lengths, **state}, observer)
+        return values[self.graph.outputs[0]], {s.name: values[s.update] for s in self.graph.state}
+
+    def _execute(self, feeds: dict[str, Array], observer: Observer | None) -> dict[str, Array]:
+        slots = self._initial.copy()
+        for name, array in feeds.items():
+            slots[self._slots[name]] = array
+        for node, forward, arguments, attributes, output, dead in self._program:
+            started = time.perf_counter_ns() if observer else 0
+            value = forward(*[slots[i] for i in arguments], **attributes)
+            if observer:
+                observer(node, value, time.perf_counter_ns() - started)
+            slots[output] = value
+            for i in dead:
+                slots[i] = None
+        return {name: slots[self._slots[name]] for name in self._kept}  # type: ignore[misc]
+
+    def _slot(self, name: str, initial: Array | None) -> None:
+        if name not in self._slots:
+            self._slots[name] = len(self._initial)
+            self._initial.append(initial)
+
+    def _dead_after(self, place: int, values: set[str]) -> list[int]:
+        node = self.graph.nodes[place]
+        later = {name for other in self.graph.nodes[place + 1 :] for name in other.inputs}
+        return [self._slots[n] for n in {*node.inputs, node.output} & values if n not in later | self._kept]
+
+
+def intermediate_values(graph: Graph, names: set[str], *inputs: Array) -> dict[str, Array]:
+    """Run ``graph`` and return the named values: what calibration looks at. Inputs are returned too where named."""
+    found = {name: array for name, array in zip(graph.inputs, inputs, strict=False) if name in names}
+
+    def keep(node: Node, value: Array, _nanoseconds: int) -> None:
+        if node.output in names:
+            found[node.output] = value
+
+    NumpyExecutable(graph).observe(keep, *inputs)
+    return found
+
+
+NUMPY = Runtime("numpy", NumpyExecutable)

@@ -1,0 +1,90 @@
+"""The session of a graph with state: positions, limits and truncation, the same for every runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.errors import SessionError
+from mlperf_opt.graph import POSITION, Graph
+
+Array = NDArray[Any]
+Run = Callable[[Array, Array, dict[str, Array]], tuple[Array, dict[str, Array]]]
+
+
+class StateSession:
+    """Implements `Session` over one function of a runtime.
+
+    ``run(tokens (N, T), lengths (N,), state) -> (logits (N, T, V), next state)`` may reuse the buffers of ``state``.
+    """
+
+    def __init__(self, graph: Graph, batch: int, max_length: int, run: Run) -> None:
+        check_limits(graph, batch, max_length)
+        dims = {"N": batch, "L": max_length}
+        specs = {state.name: state.spec.bound(dims) for state in graph.state}
+        self._state = {name: np.zeros(tuple(map(int, spec.shape)), spec.dtype) for name, spec in specs.items()}
+        self._max_length = max_length
+        self._batch = batch
+        self._run = run
+        self._ones = np.ones(batch, np.int64)
+
+    @property
+    def positions(self) -> Array:
+        return self._state[POSITION].copy()
+
+    @property
+    def state_bytes(self) -> int:
+        return sum(array.nbytes for array in self._state.values())
+
+    def prefill(self, tokens: Array, lengths: Array | None = None) -> Array:
+        if tokens.ndim != 2 or len(tokens) != self._batch:
+            raise SessionError(f"prefill takes tokens ({self._batch}, T), got {tokens.shape}")
+        time = tokens.shape[1]
+        if time < 1:
+            raise SessionError("the prompt is empty: it must hold at least one token")
+        counts = np.full(self._batch, time, np.int64) if lengths is None else np.asarray(lengths, np.int64)
+        if counts.shape != (self._batch,):
+            raise SessionError(f"prefill takes one length per row ({self._batch}), got {counts.shape}")
+        for row, count in enumerate(counts.tolist()):
+            if not 1 <= count <= time:
+                raise SessionError(f"row {row}: a prompt of {count} tokens; expected 1 to {time}")
+        logits = self._advance(tokens, counts)  # (N, T, V)
+        return logits[np.arange(self._batch), counts - 1]
+
+    def decode(self, tokens: Array) -> Array:
+        if tokens.shape != (self._batch,):
+            raise SessionError(f"decode takes one token per row ({self._batch}), got {tokens.shape}")
+        return self._advance(tokens[:, None], self._ones)[:, 0]
+
+    def truncate(self, length: int | Array) -> None:
+        position = self._state[POSITION]
+        wanted = np.broadcast_to(np.asarray(length, np.int64), position.shape)
+        for row, (want, have) in enumerate(zip(wanted.tolist(), position.tolist(), strict=True)):
+            if not 0 <= want <= have:
+                raise SessionError(f"row {row}: can't truncate to {want} tokens; it holds {have}")
+        # What lies behind a position is never read, so moving the position is all there is to do.
+        self._state[POSITION] = wanted.copy()
+
+    def _advance(self, tokens: Array, lengths: Array) -> Array:
+        position = self._state[POSITION]
+        after = position + lengths
+        if after.max() > self._max_length:
+            row = int(after.argmax())
+            held = f"row {row} holds {position[row]} of {self._max_length} tokens"
+            raise SessionError(f"the cache is full: {held}, {lengths[row]} more don't fit")
+        logits, self._state = self._run(tokens, lengths, self._state)
+        return logits
+
+
+def check_limits(graph: Graph, batch: int, max_length: int) -> None:
+    """Raise `SessionError` unless the graph has state and can hold ``batch`` rows of ``max_length`` tokens."""
+    if not graph.state:
+        raise SessionError(f"{graph.name} has no cache to start a session with: add kv_cache to the passes")
+    if batch < 1:
+        raise SessionError(f"a batch of {batch}: expected at least 1")
+    context = graph.context
+    if max_length < 1 or (context is not None and max_length > context):
+        raise SessionError(f"max_length={max_length}: expected 1 to {context}, the context of {graph.name}")

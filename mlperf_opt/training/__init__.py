@@ -1,0 +1,21 @@
+"""Training: differentiation of a graph, optimizers, the loop, checkpoints."""
+
+from mlperf_opt.training.autodiff import arguments, backward, gradients
+from mlperf_opt.training.loop import EpochReport, TrainResult, TrainSettings, train
+from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
+from mlperf_opt.training.schedules import cosine
+
+__all__ = [
+    "SGD",
+    "Adam",
+    "EpochReport",
+    "Optimizer",
+    "TrainResult",
+    "TrainSettings",
+    "arguments",
+    "backward",
+    "clip_by_global_norm",
+    "cosine",
+    "gradients",
+    "train",
+]

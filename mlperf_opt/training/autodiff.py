@@ -1,0 +1,95 @@
+"""Reverse-mode differentiation of a graph: one walk forward, one back, each node once.
+
+The walks are loops over the topological order, so time is linear in the number of nodes however they are connected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.errors import GraphError
+from mlperf_opt.graph import Dense, Graph, split_name
+from mlperf_opt.ops import OPS
+
+Array = NDArray[Any]
+
+
+def arguments(graph: Graph, masters: Mapping[str, Array]) -> dict[str, Array]:
+    """Return every weight argument of the graph, those in ``masters`` from their float32 master copy.
+
+    A master of a quantized or float16 weight is first rounded to the weight's grid: the forward pass computes with exactly
+    what the file will hold, while the gradient goes straight through to the master.
+    """
+    found: dict[str, Array] = {}
+    values = {*graph.inputs, *(n.output for n in graph.nodes)}
+    for node in graph.nodes:
+        for argument in node.inputs:
+            if not argument or argument in values or argument in found:
+                continue
+            name, part = split_name(argument)
+            weight = graph.weights[name]
+            if name not in masters or part == "scale":
+                found[argument] = weight.part(part)
+            elif isinstance(weight.encoding, Dense) and weight.values.dtype == masters[name].dtype:
+                found[argument] = masters[name]
+            else:
+                found[argument] = weight.encode(masters[name]).part(part)
+    return found
+
+
+def gradients(
+    graph: Graph, weights: Mapping[str, Array], inputs: tuple[Array, ...], targets: Array
+) -> tuple[float, Array, dict[str, Array]]:
+    """Return the mean cross-entropy of the graph's output against ``targets``, the output, and the loss's gradients.
+
+    Args:
+        graph: without state.
+        weights: from `arguments`.
+        inputs: in the order of ``graph.inputs``.
+        targets: class ids of the output's leading shape, -1 where they don't count.
+
+    Returns:
+        (loss, logits, {weight name: gradient of its real values}).
+
+    Raises:
+        GraphError: a graph with state, or a gradient that reaches an op without one.
+    """
+    if graph.state:
+        raise GraphError(f"{graph.name} has state: train it before it gets a cache")
+    values: dict[str, Array] = {**weights, **dict(zip(graph.inputs, inputs, strict=True))}
+    for node in graph.nodes:
+        feeds = [values[name] if name else None for name in node.inputs]
+        values[node.output] = node.definition.forward(*feeds, **node.attributes)
+    logits = values[graph.outputs[0]]
+    loss_op = OPS["cross_entropy"]
+    loss = loss_op.forward(logits, targets)
+    assert loss_op.vjp is not None
+    d_logits = loss_op.vjp(np.ones((), logits.dtype), loss, logits, targets)[0]
+    assert d_logits is not None
+    return float(loss), logits, backward(graph, values, d_logits)
+
+
+def backward(graph: Graph, values: Mapping[str, Array], d_output: Array) -> dict[str, Array]:
+    """Return the gradients of all weights, given every value of the forward walk and the gradient of the output."""
+    grads: dict[str, Array] = {graph.outputs[0]: d_output}
+    parameters = graph.parameters()
+    found: dict[str, Array] = {}
+    for node in reversed(graph.nodes):
+        grad = grads.pop(node.output, None)  # a value is complete once its own node is reached
+        if grad is None:
+            continue
+        vjp = node.definition.vjp
+        if vjp is None:
+            raise GraphError(f"node {node.output!r}: {node.op} has no gradient")
+        feeds = [values[name] if name else None for name in node.inputs]
+        for name, d_input in zip(node.inputs, vjp(grad, values[node.output], *feeds, **node.attributes), strict=True):
+            if d_input is None or not name:
+                continue
+            weight, _ = split_name(name)
+            target, key = (found, weight) if weight in parameters else (grads, name)
+            target[key] = target[key] + d_input if key in target else d_input
+    return found

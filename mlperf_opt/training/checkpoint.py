@@ -1,0 +1,71 @@
+"""Training state in a file: weights, optimizer slots, and how far it got. Safetensors, no pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from mlperf_opt.artifacts import load_arrays, load_metadata, save_arrays
+from mlperf_opt.errors import ArtifactError
+from mlperf_opt.training.optimizers import Slots
+
+Array = NDArray[Any]
+
+
+@dataclass
+class TrainState:
+    """What training changes. Batch order and augmentation depend on (seed, epoch) alone, so no generator is kept.
+
+    Attributes:
+        weights: float32 master copy of each trained weight.
+        slots: the optimizer's memory of each.
+        epoch: epochs done.
+        step: optimizer steps done.
+        history: mean training loss of each epoch.
+        identity: hash of what is trained, on what and how; a checkpoint of something else is refused.
+    """
+
+    weights: dict[str, Array]
+    slots: dict[str, Slots]
+    epoch: int
+    step: int
+    history: list[float]
+    identity: str
+
+
+def save_checkpoint(path: Path, state: TrainState) -> None:
+    """Write ``state`` to ``path`` (temporary name, then renamed). Raises `ArtifactError`."""
+    arrays = {f"weight/{name}": array for name, array in state.weights.items()}
+    for name, slots in state.slots.items():
+        arrays |= {f"slot/{slot}/{name}": array for slot, array in slots.items()}
+    progress = {"epoch": state.epoch, "step": state.step, "history": state.history}
+    save_arrays(path, arrays, {"identity": state.identity, "progress": json.dumps(progress)})
+
+
+def load_checkpoint(path: Path, fresh: TrainState) -> TrainState:
+    """Return the state in ``path``, which must have been saved by the same training as ``fresh`` belongs to.
+
+    Raises:
+        ArtifactError: the file is damaged, or is a checkpoint of another training.
+    """
+    metadata, stored = load_metadata(path), load_arrays(path)
+    if metadata.get("identity") != fresh.identity:
+        raise ArtifactError(f"{path} is no checkpoint of this training: model, data, settings or seed differ; remove it")
+    try:
+        progress = json.loads(metadata["progress"])
+        return TrainState(
+            weights={name: stored[f"weight/{name}"].copy() for name in fresh.weights},
+            slots={
+                name: {slot: stored[f"slot/{slot}/{name}"].copy() for slot in slots} for name, slots in fresh.slots.items()
+            },
+            epoch=int(progress["epoch"]),
+            step=int(progress["step"]),
+            history=[float(loss) for loss in progress["history"]],
+            identity=fresh.identity,
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise ArtifactError(f"{path} is a damaged checkpoint ({error})") from None

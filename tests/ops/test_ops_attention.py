@@ -1,0 +1,154 @@
+"""Attention against loops, the cached form against the whole one, embeddings and positions."""
+
+import math
+
+import numpy as np
+import op_oracles as oracle
+import pytest
+
+from mlperf_opt.errors import GraphError
+from mlperf_opt.ops import OPS
+from mlperf_opt.ops.embedding import sinusoid_table
+
+
+def _qkv(rng, *shape):
+    return [rng.normal(size=shape).astype(np.float32) for _ in range(3)]
+
+
+@pytest.mark.parametrize("n, t, d, heads", [(2, 5, 6, 2), (1, 1, 4, 4), (3, 4, 3, 1), (1, 9, 8, 4)])
+@pytest.mark.parametrize("causal", [True, False])
+def test_attention_is_the_loop(rng, n, t, d, heads, causal):
+    q, k, v = _qkv(rng, n, t, d)
+    found = OPS["attention"].forward(q, k, v, heads=heads, causal=causal)
+    np.testing.assert_allclose(found, oracle.attention(q, k, v, heads, causal), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_depends_on_content():
+    """A key that matches the query takes nearly all of the weight (a mask added in the wrong form makes it uniform)."""
+    q = k = np.eye(4, dtype=np.float32)[None] * 30
+    v = np.arange(16, dtype=np.float32).reshape(1, 4, 4)
+    np.testing.assert_allclose(OPS["attention"].forward(q, k, v, heads=1, causal=True), v, rtol=1e-4, atol=1e-4)
+
+
+def test_causal_attention_never_sees_the_future(rng):
+    q, k, v = _qkv(rng, 2, 6, 4)
+    before = OPS["attention"].forward(q, k, v, heads=2, causal=True)
+    k[:, 4:], v[:, 4:] = 1e4, -1e4
+    after = OPS["attention"].forward(q, k, v, heads=2, causal=True)
+    np.testing.assert_array_equal(after[:, :4], before[:, :4])
+    assert np.abs(after[:, 4:] - before[:, 4:]).max() > 1
+
+
+def _step(state, q, k, v, lengths, heads):
+    keys, values, position = state
+    keys = OPS["cache_write"].forward(keys, k, position, lengths)
+    values = OPS["cache_write"].forward(values, v, position, lengths)
+    out = OPS["cached_attention"].forward(q, keys, values, position, heads=heads)
+    return out, (keys, values, OPS["advance"].forward(position, lengths))
+
+
+def _empty(n, heads, capacity, d):
+    return (*(np.zeros((n, heads, capacity, d), np.float32) for _ in range(2)), np.zeros(n, np.int64))
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("capacity", [7, 12])
+@pytest.mark.parametrize("prompts", [(1, 1, 1), (3, 1, 4), (5, 5, 5)])
+def test_cached_steps_equal_whole_attention_per_row(rng, heads, capacity, prompts):
+    """A prefill with a different length per row, then one token at a time: every row is the whole causal attention."""
+    total, width = 7, 6
+    q, k, v = _qkv(rng, 3, total, width)
+    expected = oracle.attention(q, k, v, heads, causal=True)
+    lengths = np.array(prompts)
+    longest = max(prompts)
+    out, state = _step(
+        _empty(3, heads, capacity, width // heads), q[:, :longest], k[:, :longest], v[:, :longest], lengths, heads
+    )
+    for row, length in enumerate(prompts):
+        np.testing.assert_allclose(out[row, :length], expected[row, :length], rtol=1e-4, atol=1e-5)
+    rows, ones = np.arange(3), np.ones(3, np.int64)
+    for _ in range(total - longest):
+        place = state[2]
+        out, state = _step(state, *(x[rows, place][:, None] for x in (q, k, v)), ones, heads)
+        np.testing.assert_allclose(out[:, 0], expected[rows, place], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(state[2], lengths + total - longest)
+
+
+def test_a_chunk_behind_a_filled_cache_equals_whole_attention(rng):
+    q, k, v = _qkv(rng, 2, 6, 4)
+    expected = oracle.attention(q, k, v, 2, causal=True)
+    _, state = _step(_empty(2, 2, 6, 2), q[:, :2], k[:, :2], v[:, :2], np.array([2, 2]), 2)
+    out, _ = _step(state, q[:, 2:], k[:, 2:], v[:, 2:], np.array([4, 4]), 2)
+    np.testing.assert_allclose(out, expected[:, 2:], rtol=1e-4, atol=1e-5)
+
+
+def test_cache_write_stores_the_first_token_and_touches_no_other_place(rng):
+    cache = rng.normal(size=(2, 2, 5, 3)).astype(np.float32)
+    before, new = cache.copy(), rng.normal(size=(2, 3, 6)).astype(np.float32)
+    out = OPS["cache_write"].forward(cache, new, np.array([0, 2]), np.array([3, 1]))
+    expected = before.copy()
+    for row, start, count in ((0, 0, 3), (1, 2, 1)):
+        for t in range(count):
+            expected[row, :, start + t] = new[row, t].reshape(2, 3)
+    np.testing.assert_array_equal(out, expected)
+    assert out is cache, "the buffer of the state is reused"
+
+
+def test_a_row_of_length_zero_keeps_its_cache(rng):
+    cache = rng.normal(size=(2, 1, 3, 2)).astype(np.float32)
+    before = cache.copy()
+    OPS["cache_write"].forward(cache, np.ones((2, 1, 2), np.float32), np.array([1, 1]), np.array([0, 1]))
+    np.testing.assert_array_equal(cache[0], before[0])
+    np.testing.assert_array_equal(cache[1, 0], [before[1, 0, 0], [1, 1], before[1, 0, 2]])
+
+
+def test_what_lies_behind_a_row_is_never_read(rng):
+    q = rng.normal(size=(2, 1, 4)).astype(np.float32)
+    keys, values = (rng.normal(size=(2, 2, 6, 2)).astype(np.float32) for _ in range(2))
+    position = np.array([1, 3])
+    clean = OPS["cached_attention"].forward(q, keys, values, position, heads=2)
+    for row, place in enumerate(position):
+        keys[row, :, place + 1 :], values[row, :, place + 1 :] = 1e4, 7.0
+    np.testing.assert_array_equal(OPS["cached_attention"].forward(q, keys, values, position, heads=2), clean)
+
+
+@pytest.mark.parametrize("places, width", [(1, 1), (7, 4), (5, 5), (40, 3), (300, 8)])
+def test_sinusoid_table_is_the_formula(places, width):
+    expected = np.zeros((places, width))
+    for place, column in np.ndindex(places, width):
+        angle = place / 10000 ** (2 * (column // 2) / width)
+        expected[place, column] = math.cos(angle) if column % 2 else math.sin(angle)
+    np.testing.assert_allclose(sinusoid_table(places, width), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("op", ["learned_positions", "sinusoidal_positions"])
+def test_an_offset_shifts_each_row(rng, op):
+    x = rng.normal(size=(2, 3, 4)).astype(np.float32)
+    table = sinusoid_table(9, 4) if op.startswith("sin") else rng.normal(size=(9, 4)).astype(np.float32)
+    middle, attributes = ((), {"context": 9}) if op.startswith("sin") else ((table,), {})
+    forward = OPS[op].forward
+    expected = [[x[n, t] + table[start + t] for t in range(3)] for n, start in enumerate((5, 0))]
+    np.testing.assert_array_equal(forward(x, *middle, np.array([5, 0]), **attributes), expected)
+    whole = [[x[n, t] + table[t] for t in range(3)] for n in range(2)]
+    np.testing.assert_array_equal(forward(x, *middle, None, **attributes), whole)
+
+
+def test_more_tokens_than_places_are_refused():
+    with pytest.raises(GraphError, match="4 tokens, but the model knows 3 places"):
+        OPS["sinusoidal_positions"].forward(np.zeros((1, 4, 2), np.float32), None, context=3)
+
+
+@pytest.mark.parametrize("tokens", [[[0, 4]], [[-1, 0]]])
+@pytest.mark.parametrize("op", ["embedding", "qembedding"])
+def test_token_ids_outside_the_table_are_refused(op, tokens):
+    arguments = (np.zeros((4, 2), np.float32),) if op == "embedding" else (np.zeros((4, 2), np.int8), np.ones(4, np.float32))
+    with pytest.raises(GraphError, match=r"token ids must be 0\.\.3"):
+        OPS[op].forward(np.array(tokens), *arguments)
+
+
+def test_embedding_looks_up_rows_and_adds_up_their_gradients():
+    table = np.arange(6, dtype=np.float32).reshape(3, 2)
+    tokens = np.array([[2, 0, 2]])
+    np.testing.assert_array_equal(OPS["embedding"].forward(tokens, table), [[[4, 5], [0, 1], [4, 5]]])
+    gradient = OPS["embedding"].vjp(np.ones((1, 3, 2), np.float32), table[tokens], tokens, table)[1]
+    np.testing.assert_array_equal(gradient, [[1, 1], [0, 0], [2, 2]])

@@ -1,0 +1,58 @@
+"""The milestone's promises beside the measurements."""
+
+import pytest
+
+from mlperf_opt.errors import ConfigError
+from mlperf_opt.report.milestone import milestone_grid, milestone_table
+
+
+def lines(records, *promises):
+    grid = milestone_grid(records, promises)
+    return [row[2:] for row in grid.rows]
+
+
+def test_promises_are_met_missed_within_better_and_worse(make_record):
+    records = [
+        make_record("baseline", weights_ratio=1.0, quality=0.95, quality_low=0.93, quality_high=0.97),
+        make_record("quant", weights_ratio=0.262, quality=0.85),
+        make_record("prune", weights_ratio=0.125, quality=0.5),
+        make_record("late"),
+    ]
+    span = {"quality_low": 0.84, "quality_high": 0.9}
+    assert lines(
+        records,
+        {"step": "baseline", "label": "FP32", "weights_ratio": 1, **span},
+        {"step": "quant", "label": "INT8", "weights_ratio": 0.25, **span},
+        {"step": "prune", "label": "half", "weights_ratio": 0.125, **span},
+        {"step": "prune", "label": "no promise"},
+        {"step": "late", "label": "not measured", "weights_ratio": 0.1, **span},
+    ) == [
+        ("1.000", "1.000", "met", "0.840..0.900", "0.950 ±0.020", "better"),
+        ("0.250", "0.262", "missed", "0.840..0.900", "0.850", "within"),
+        ("0.125", "0.125", "met", "0.840..0.900", "0.500", "worse"),
+        ("-", "0.125", "-", "-", "0.500", "-"),
+        ("0.100", "-", "-", "0.840..0.900", "-", "-"),
+    ]
+    assert milestone_table(records, [{"step": "quant", "label": "INT8"}]).row_count == 1
+
+
+@pytest.mark.parametrize(
+    ("promise", "message"),
+    [
+        ({"step": "quants", "label": "x"}, r"promises\[0\]\.step=quants: no such step; did you mean 'quant'"),
+        (
+            {"step": "quant", "label": "x", "weigths_ratio": 1},
+            r"promises\[0\]\.weigths_ratio: no such setting; did you mean",
+        ),
+        ({"step": "quant", "label": "x", "weights_ratio": 0}, r"promises\[0\]\.weights_ratio=0.0: expected more than 0"),
+        (
+            {"step": "quant", "label": "x", "quality_low": 0.9},
+            r"promises\[0\]\.quality_low=0.9, quality_high=None: expected both",
+        ),
+        ({"step": "quant", "label": "x", "quality_low": 0.9, "quality_high": 0.8}, r"0 <= low <= high <= 1"),
+        ({"label": "x"}, r"promises\[0\]\.step: missing"),
+    ],
+)
+def test_malformed_promises_are_refused(make_record, promise, message):
+    with pytest.raises(ConfigError, match=message):
+        milestone_grid([make_record("quant")], [promise])
