@@ -125,21 +125,32 @@ def build_config(plain: Mapping[str, Any]) -> RunConfig:
     for key in plain:
         if key not in known:
             raise ConfigError(f"{key}: no such setting{did_you_mean(str(key), known)}")
-    steps = _steps(plain.get("passes") or {})
-    promises = tuple(plain.get("promises") or ())
+    if plain.get("seed") is None:
+        raise ConfigError("seed: missing, and it has no default")
+    steps = _steps(_mapping(plain.get("passes") or {}, "passes"))
+    promises = plain.get("promises") or ()
+    if not isinstance(promises, list | tuple):
+        raise ConfigError(f"promises={promises}: expected a list")
     for place, promise in enumerate(promises):
         where = f"promises[{place}]"
+        _mapping(promise, where)
         _known_step(build_settings(Promise, promise, where).step, [BASELINE, *(s.name for s in steps)], f"{where}.step")
     return RunConfig(
-        model=model_settings(plain["model"]),
-        data=data_settings(plain["data"]),
-        runtime=build_settings(RuntimeSettings, plain["runtime"], "runtime"),
-        measure=build_settings(MeasureSettings, plain["measure"], "measure"),
+        model=model_settings(_mapping(plain.get("model"), "model")),
+        data=data_settings(_mapping(plain.get("data"), "data")),
+        runtime=build_settings(RuntimeSettings, _mapping(plain.get("runtime"), "runtime"), "runtime"),
+        measure=build_settings(MeasureSettings, _mapping(plain.get("measure"), "measure"), "measure"),
         steps=steps,
-        promises=promises,
+        promises=tuple(promises),
         seed=check_seed(plain["seed"]),
         plain=plain,
     )
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}={value}: expected keys and values")
+    return value
 
 
 def check_seed(seed: Any) -> int:
@@ -155,7 +166,7 @@ def model_settings(plain: Mapping[str, Any]) -> ModelSettings:
     name, family, weights = (sizes.pop(key, None) for key in ("name", "family", "weights"))
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(f"model.name={name}: expected a name of small letters, digits and _")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"model.family={family}: no such family{did_you_mean(str(family), FAMILIES)}")
     if weights is not None and not isinstance(weights, str):
         raise ConfigError(f"model.weights={weights}: expected a path")
@@ -177,10 +188,10 @@ def _steps(passes: Mapping[str, Any]) -> tuple[Step, ...]:
         where = f"passes.{name}"
         if not _NAME.fullmatch(str(name)) or name == BASELINE:
             raise ConfigError(f"{where}: a step's name is made of small letters, digits and _, and is not {BASELINE!r}")
-        settings = dict(given or {})
+        settings = dict(_mapping({} if given is None else given, where))
         pass_name = settings.pop("pass", name)
         source = settings.pop("from", previous)
-        if pass_name not in PASSES:
+        if not isinstance(pass_name, str) or pass_name not in PASSES:
             raise ConfigError(f"{where}: no such pass {pass_name!r}{did_you_mean(str(pass_name), PASSES)}")
         _known_step(source, [BASELINE, *(s.name for s in steps)], f"{where}.from")
         steps.append(Step(name, pass_name, build_settings(PASSES[pass_name], settings, where), source))
@@ -249,6 +260,10 @@ def check_fit(graph: Graph, data: Dataset) -> None:
         limit = f" of at most {context} tokens" if context is not None else ""
         given = f"{inputs.dtype}[N,{','.join(map(str, inputs.shape[1:]))}]"
         raise ConfigError(f"model={graph.name} takes {name}: {spec}{limit}, but data={data.name} gives {given}")
+    for node in graph.consumers(name):
+        symbols = graph.specs[node.inputs[1]].shape[0] if node.op == "embedding" else None
+        if isinstance(symbols, int) and inputs.max() >= symbols:
+            raise ConfigError(f"model={graph.name} knows {symbols} symbols, but data={data.name} has symbol {inputs.max()}")
     classes = output.shape[-1]
     if isinstance(classes, int) and targets.max() >= classes:
         raise ConfigError(f"model={graph.name} has {classes} outputs, but data={data.name} has class {targets.max()}")

@@ -45,6 +45,8 @@ def load_idx(name: str, root: str | None) -> Dataset:
     """
     folder = _folder(name, root)
     images, labels, test_images, test_labels = (_read(folder, file, name) for file in _FILES)
+    _check_pair(folder, images, labels)
+    _check_pair(folder, test_images, test_labels)
     train = len(images) - _CALIBRATION
     if train < 1:
         raise DataError(f"{folder}: {len(images)} training images are too few for a calibration split of {_CALIBRATION}")
@@ -59,6 +61,11 @@ def load_idx(name: str, root: str | None) -> Dataset:
     )
 
 
+def _check_pair(folder: Path, images: Array, labels: Array) -> None:
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
+        raise DataError(f"{folder}: images {images.shape} and labels {labels.shape}; expected (N, H, W) and (N,)")
+
+
 def _scale(images: Array) -> Array:
     return (images.astype(np.float32) / 255)[:, None]
 
@@ -71,11 +78,12 @@ def _folder(name: str, root: str | None) -> Path:
 
 
 def _read(folder: Path, file: str, name: str) -> Array:
-    path = next((p for p in (folder / file, folder / f"{file}.gz") if p.exists()), None)
-    if path is None:
-        expected = f" (SHA-256 unpacked {MNIST_SHA256[file]})" if name == "mnist" else ""
-        raise DataError(f"{folder / file}[.gz] is missing: fetch the IDX files of {name} into {folder}{expected}")
+    path = folder / file
     try:
+        path = next((p for p in (path, folder / f"{file}.gz") if p.exists()), None)
+        if path is None:
+            expected = f" (SHA-256 unpacked {MNIST_SHA256[file]})" if name == "mnist" else ""
+            raise DataError(f"{folder / file}[.gz] is missing: fetch the IDX files of {name} into {folder}{expected}")
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:
@@ -94,4 +102,7 @@ def parse_idx(data: bytes, path: str) -> Array:
     shape = tuple(int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(axes))
     if len(data) - start != math.prod(shape):
         raise DataError(f"{path}: {len(data) - start} bytes of data, but its header says {shape}")
-    return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
+    except ValueError:  # no bytes at all, and axes whose product numpy can't hold
+        raise DataError(f"{path}: its header says {shape}") from None

@@ -37,6 +37,8 @@ class Loader:
             raise DataError(f"batch={self.batch}: expected a whole number >= 1")
         if not len(self.split):
             raise DataError("the split is empty")
+        if not isinstance(self.shift, int) or isinstance(self.shift, bool) or self.shift < 0:
+            raise DataError(f"shift={self.shift}: expected a whole number >= 0")
         if self.shift and self.split.inputs.ndim != 4:
             raise DataError(f"shift={self.shift}: only images (N, C, H, W) can be shifted, not {self.split.inputs.shape}")
 
@@ -65,11 +67,14 @@ def random_crop(images: Array, size: tuple[int, int], padding: int, rng: np.rand
 
     Returns:
         (N, C, *size).
+
+    Raises:
+        DataError: a window that does not fit, or an empty one.
     """
-    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
-    free = [have - want for have, want in zip(padded.shape[2:], size, strict=True)]
+    free = [have + 2 * padding - want for have, want in zip(images.shape[2:], size, strict=True)]
     if padding < 0 or min(free) < 0 or min(size) < 1:
         raise DataError(f"a crop of {size} with padding {padding} does not fit images of {images.shape[2:]}")
+    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(2, 3))  # (N, C, rows, columns, *size)
     rows, columns = (rng.integers(0, room + 1, len(images)) for room in free)
     return np.ascontiguousarray(windows[np.arange(len(images)), :, rows, columns])

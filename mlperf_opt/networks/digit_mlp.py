@@ -23,6 +23,7 @@ class DigitMLP:
     sizes: tuple[int, ...] = (64, 32, 10)
 
     def __post_init__(self) -> None:
+        require(min(self.image) >= 1, "image", self.image, "three whole numbers >= 1")
         layers = all(units >= 1 for units in self.sizes) and len(self.sizes) > 1
         require(layers, "sizes", self.sizes, "two or more whole numbers >= 1")
         pixels = math.prod(self.image)

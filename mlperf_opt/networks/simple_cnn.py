@@ -27,6 +27,7 @@ class SimpleCNN:
     classes: int = 10
 
     def __post_init__(self) -> None:
+        require(min(self.image) >= 1, "image", self.image, "three whole numbers >= 1")
         require(bool(self.channels) and min(self.channels) >= 1, "channels", self.channels, "whole numbers >= 1")
         require(self.kernel >= 1, "kernel", self.kernel, "a whole number >= 1")
         require(0 <= self.padding < self.kernel, "padding", self.padding, f"0 to {self.kernel - 1}, less than the kernel")

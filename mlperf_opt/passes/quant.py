@@ -34,7 +34,7 @@ class Quant(Pass):
         granularity: channel (a scale for each output) or tensor (one scale).
         calibration: static only: minmax, percentile or mse.
         percentile: of calibration=percentile, in percent.
-        skip: names of nodes that stay float.
+        skip: names of nodes that stay float32.
     """
 
     dtype: Literal["int8", "fp16"] = "int8"
@@ -58,10 +58,13 @@ class Quant(Pass):
         for name in self.skip:
             if name not in nodes:
                 raise PassError(f"quant: skip={name}: no such node{did_you_mean(name, nodes)}")
+        if self.dtype == "fp16":
+            _check_half(self._halves(graph))
 
     def __call__(self, graph: Graph, context: PassContext) -> PassResult:
         if self.dtype == "fp16":
-            return PassResult(verify(_to_half(graph)))
+            halves = {name: Weight(w.values.astype(np.float16)) for name, w in self._halves(graph).items()}
+            return PassResult(verify(graph.with_weights(halves)))
         chosen = {name: node for name, node in graph.matrices().items() if node.output not in self.skip}
         axis = 0 if self.granularity == "channel" else None
         if self.scheme == "weight_only":
@@ -81,6 +84,11 @@ class Quant(Pass):
         nodes = [node.output for node in products.values()]
         graph = to_static(graph, nodes, grids) if self.scheme == "static" else to_dynamic(graph, nodes)
         return PassResult(verify(graph), {"quantized": sorted(chosen)})
+
+    def _halves(self, graph: Graph) -> dict[str, Weight]:
+        """The parameters that fp16 stores in half: all but those of skipped nodes."""
+        skipped = {split_name(argument)[0] for name in self.skip for argument in graph.node(name).inputs}
+        return {name: weight for name, weight in graph.parameters().items() if name not in skipped}
 
 
 def quantize_weight(weight: Weight, axis: int | None, floor: Array | None = None) -> Weight:
@@ -128,11 +136,8 @@ def _quantize_embeddings(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(rewrite(node) for node in graph.nodes))
 
 
-def _to_half(graph: Graph) -> Graph:
+def _check_half(weights: dict[str, Weight]) -> None:
     largest = float(np.finfo(np.float16).max)
-    halves = {}
-    for name, weight in graph.parameters().items():
+    for name, weight in weights.items():
         if np.abs(weight.values).max(initial=0) > largest:
             raise PassError(f"quant: weight {name!r} holds values beyond {largest:g}, the end of fp16")
-        halves[name] = Weight(weight.values.astype(np.float16))
-    return graph.with_weights(halves)

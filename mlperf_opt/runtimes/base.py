@@ -55,7 +55,12 @@ class Executable(Protocol):
     graph: Graph
 
     def __call__(self, *inputs: Array) -> Array:
-        """Run the graph and return its first output."""
+        """Run the graph and return its first output.
+
+        Raises:
+            GraphError: another number of inputs than the graph takes.
+            SessionError: a cached graph's tokens are none, or more than its context.
+        """
         ...
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlperf_opt.errors import SessionError
 from mlperf_opt.runtimes.base import Executable
 
 Array = NDArray[Any]
@@ -22,12 +23,20 @@ def greedy(executable: Executable, prompts: Array, count: int) -> Iterator[Array
         count: tokens to add.
 
     Raises:
-        SessionError: an empty prompt, or more tokens than the model's context.
+        SessionError: an empty prompt, nothing to add, or more tokens than the model's context.
     """
     rows, length = prompts.shape
+    context = executable.graph.context
+    if length < 1:
+        raise SessionError("the prompt is empty: it must hold at least one token")
+    if count < 1:
+        raise SessionError(f"count={count}: expected at least 1 token to add")
+    # The last token is only returned, never fed back, so it needs no place.
+    places = length + count - 1
+    if context is not None and places > context:
+        raise SessionError(f"{length} tokens and {count} more don't fit the context of {context} tokens")
     if executable.graph.state:
-        # The last token is only returned, never fed back, so it needs no place in the cache.
-        session = executable.start(rows, length + count - 1)
+        session = executable.start(rows, places)
         tokens = session.prefill(prompts).argmax(axis=-1)
         yield tokens
         for _ in range(count - 1):

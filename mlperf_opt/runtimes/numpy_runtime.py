@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, Graph, Node, split_name
 from mlperf_opt.runtimes.base import Observer, Runtime
-from mlperf_opt.runtimes.session import StateSession
+from mlperf_opt.runtimes.session import StateSession, check_limits
 
 Array = NDArray[Any]
 
@@ -31,7 +31,11 @@ class NumpyExecutable:
                 weight, part = split_name(name)
                 self._slot(name, graph.weights[weight].part(part) if weight else None)
             self._slot(node.output, None)
+        self._arity = len(graph.inputs) - (1 if graph.state else 0)  # a call makes the lengths itself
         self._kept = {*graph.outputs, *(s.update for s in graph.state)}
+        self._tokens = next(name for name in graph.inputs if name != LENGTHS)
+        self._updates = [(state.name, state.update) for state in graph.state]
+        dead = self._last_reads(values)
         self._program = [
             (
                 node,
@@ -39,9 +43,9 @@ class NumpyExecutable:
                 [self._slots[n] for n in node.inputs],
                 dict(node.attributes),
                 self._slots[node.output],
-                self._dead_after(place, values),
+                dead[node.output],
             )
-            for place, node in enumerate(graph.nodes)
+            for node in graph.nodes
         ]
 
     def __call__(self, *inputs: Array) -> Array:
@@ -54,13 +58,14 @@ class NumpyExecutable:
         return StateSession(self.graph, batch, max_length, lambda *feeds: self._run_state(*feeds, observer=None))
 
     def _call(self, inputs: tuple[Array, ...], observer: Observer | None) -> Array:
+        if len(inputs) != self._arity:
+            raise GraphError(f"{self.graph.name} takes {self._arity} inputs, got {len(inputs)}")
         if not self.graph.state:
-            if len(inputs) != len(self.graph.inputs):
-                raise GraphError(f"{self.graph.name} takes {len(self.graph.inputs)} inputs, got {len(inputs)}")
             values = self._execute(dict(zip(self.graph.inputs, inputs, strict=True)), observer)
             return values[self.graph.outputs[0]]
         (tokens,) = inputs  # a fresh prefill of whole rows
         rows, length = tokens.shape
+        check_limits(self.graph, rows, length)
         fresh = {
             s.name: np.zeros(tuple(map(int, s.spec.bound({"N": rows, "L": length}).shape)), s.spec.dtype)
             for s in self.graph.state
@@ -70,20 +75,20 @@ class NumpyExecutable:
     def _run_state(
         self, tokens: Array, lengths: Array, state: dict[str, Array], *, observer: Observer | None
     ) -> tuple[Array, dict[str, Array]]:
-        (name,) = (name for name in self.graph.inputs if name != LENGTHS)
-        values = self._execute({name: tokens, LENGTHS: lengths, **state}, observer)
-        return values[self.graph.outputs[0]], {s.name: values[s.update] for s in self.graph.state}
+        values = self._execute({self._tokens: tokens, LENGTHS: lengths, **state}, observer)
+        return values[self.graph.outputs[0]], {name: values[update] for name, update in self._updates}
 
     def _execute(self, feeds: dict[str, Array], observer: Observer | None) -> dict[str, Array]:
         slots = self._initial.copy()
         for name, array in feeds.items():
             slots[self._slots[name]] = array
         for node, forward, arguments, attributes, output, dead in self._program:
-            started = time.perf_counter_ns() if observer else 0
-            value = forward(*[slots[i] for i in arguments], **attributes)
-            if observer:
+            if observer is None:
+                slots[output] = forward(*[slots[i] for i in arguments], **attributes)
+            else:
+                started = time.perf_counter_ns()
+                slots[output] = value = forward(*[slots[i] for i in arguments], **attributes)
                 observer(node, value, time.perf_counter_ns() - started)
-            slots[output] = value
             for i in dead:
                 slots[i] = None
         return {name: slots[self._slots[name]] for name in self._kept}  # type: ignore[misc]
@@ -93,10 +98,15 @@ class NumpyExecutable:
             self._slots[name] = len(self._initial)
             self._initial.append(initial)
 
-    def _dead_after(self, place: int, values: set[str]) -> list[int]:
-        node = self.graph.nodes[place]
-        later = {name for other in self.graph.nodes[place + 1 :] for name in other.inputs}
-        return [self._slots[n] for n in {*node.inputs, node.output} & values if n not in later | self._kept]
+    def _last_reads(self, values: set[str]) -> dict[str, list[int]]:
+        """Return node name -> slots of the values that no later node reads (its own, where nobody does)."""
+        last: dict[str, str] = {}
+        for node in self.graph.nodes:
+            last |= dict.fromkeys({*node.inputs, node.output} & (values - self._kept), node.output)
+        dead: dict[str, list[int]] = {node.output: [] for node in self.graph.nodes}
+        for value, reader in last.items():
+            dead[reader].append(self._slots[value])
+        return dead
 
 
 def intermediate_values(graph: Graph, names: set[str], *inputs: Array) -> dict[str, Array]:

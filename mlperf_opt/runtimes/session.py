@@ -61,7 +61,10 @@ class StateSession:
 
     def truncate(self, length: int | Array) -> None:
         position = self._state[POSITION]
-        wanted = np.broadcast_to(np.asarray(length, np.int64), position.shape)
+        wanted = np.asarray(length, np.int64)
+        if wanted.shape not in ((), position.shape):
+            raise SessionError(f"truncate takes one length, or one per row ({self._batch}), got {wanted.shape}")
+        wanted = np.broadcast_to(wanted, position.shape)
         for row, (want, have) in enumerate(zip(wanted.tolist(), position.tolist(), strict=True)):
             if not 0 <= want <= have:
                 raise SessionError(f"row {row}: can't truncate to {want} tokens; it holds {have}")
@@ -71,7 +74,7 @@ class StateSession:
     def _advance(self, tokens: Array, lengths: Array) -> Array:
         position = self._state[POSITION]
         after = position + lengths
-        if after.max() > self._max_length:
+        if max(after.tolist()) > self._max_length:
             row = int(after.argmax())
             held = f"row {row} holds {position[row]} of {self._max_length} tokens"
             raise SessionError(f"the cache is full: {held}, {lengths[row]} more don't fit")
@@ -87,4 +90,5 @@ def check_limits(graph: Graph, batch: int, max_length: int) -> None:
         raise SessionError(f"a batch of {batch}: expected at least 1")
     context = graph.context
     if max_length < 1 or (context is not None and max_length > context):
-        raise SessionError(f"max_length={max_length}: expected 1 to {context}, the context of {graph.name}")
+        expected = "at least 1" if context is None else f"1 to {context}, the context of {graph.name}"
+        raise SessionError(f"max_length={max_length}: expected {expected}")

@@ -74,7 +74,10 @@ def gradients(
 
 
 def backward(graph: Graph, values: Mapping[str, Array], d_output: Array) -> dict[str, Array]:
-    """Return the gradients of all weights, given every value of the forward walk and the gradient of the output."""
+    """Return the gradients of all weights, given every value of the forward walk and the gradient of the output.
+
+    A weight that the output does not depend on has a gradient of zeros.
+    """
     grads: dict[str, Array] = {graph.outputs[0]: d_output}
     parameters = graph.parameters()
     found: dict[str, Array] = {}
@@ -92,4 +95,5 @@ def backward(graph: Graph, values: Mapping[str, Array], d_output: Array) -> dict
             weight, _ = split_name(name)
             target, key = (found, weight) if weight in parameters else (grads, name)
             target[key] = target[key] + d_input if key in target else d_input
-    return found
+    unreached = parameters.keys() - found.keys()
+    return found | {name: np.zeros(parameters[name].values.shape, d_output.dtype) for name in unreached}

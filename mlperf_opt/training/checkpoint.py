@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,9 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
     for name, slots in state.slots.items():
         arrays |= {f"slot/{slot}/{name}": array for slot, array in slots.items()}
     progress = {"epoch": state.epoch, "step": state.step, "history": state.history}
-    save_arrays(path, arrays, {"identity": state.identity, "progress": json.dumps(progress)})
+    text = json.dumps(progress)
+    digest = _digest(arrays, text)
+    save_arrays(path, arrays, {"identity": state.identity, "progress": text, "sha256": digest})
 
 
 def load_checkpoint(path: Path, fresh: TrainState) -> TrainState:
@@ -55,6 +59,8 @@ def load_checkpoint(path: Path, fresh: TrainState) -> TrainState:
     metadata, stored = load_metadata(path), load_arrays(path)
     if metadata.get("identity") != fresh.identity:
         raise ArtifactError(f"{path} is no checkpoint of this training: model, data, settings or seed differ; remove it")
+    if metadata.get("sha256") != _digest(stored, metadata.get("progress", "")):
+        raise ArtifactError(f"{path} is a damaged checkpoint (its content has another SHA-256 than it says); remove it")
     try:
         progress = json.loads(metadata["progress"])
         return TrainState(
@@ -69,3 +75,11 @@ def load_checkpoint(path: Path, fresh: TrainState) -> TrainState:
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is a damaged checkpoint ({error})") from None
+
+
+def _digest(arrays: Mapping[str, Array], progress: str) -> str:
+    digest = hashlib.sha256(progress.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

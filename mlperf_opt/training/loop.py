@@ -114,7 +114,7 @@ def train(
     """
     masks = masks or {}
     optimizer = settings.make_optimizer()
-    state = _initial_state(graph, data, settings, seed, optimizer)
+    state = _initial_state(graph, data, settings, seed, optimizer, masks)
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, state)
     loader = Loader(data.train, settings.batch, seed, settings.shift)
@@ -133,11 +133,15 @@ def train(
     return TrainResult(graph.with_weights(trained), tuple(state.history))
 
 
-def _initial_state(graph: Graph, data: Dataset, settings: TrainSettings, seed: int, optimizer: Optimizer) -> TrainState:
+def _initial_state(
+    graph: Graph, data: Dataset, settings: TrainSettings, seed: int, optimizer: Optimizer, masks: Mapping[str, Array]
+) -> TrainState:
     weights = {name: np.array(weight.dense()) for name, weight in graph.parameters().items()}
     slots = {name: optimizer.init(weight) for name, weight in weights.items()}
-    identity = hashlib.sha256(f"{graph_hash(graph)} {data.sha256} {settings} {seed}".encode()).hexdigest()
-    return TrainState(weights, slots, epoch=0, step=0, history=[], identity=identity)
+    identity = hashlib.sha256(f"{graph_hash(graph)} {data.sha256} {settings} {seed}".encode())
+    for name, mask in sorted(masks.items()):
+        identity.update(f"{name} {mask.shape}".encode() + mask.tobytes())
+    return TrainState(weights, slots, epoch=0, step=0, history=[], identity=identity.hexdigest())
 
 
 def _epoch(
