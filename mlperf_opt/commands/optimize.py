@@ -95,7 +95,8 @@ def _sweep(line: CommandLine, console: Console) -> int:
         jobs.append(Job(number, overrides, tuple(job.records), failure))
         write_summary(folder, jobs)
         outcome = f"failed: {failure}" if failure else "done"
-        console.print(f"[{number + 1}/{total}] {' '.join(overrides)}: {outcome}")
+        console.print(f"[{number + 1}/{total}] {' '.join(overrides)}: {outcome}", soft_wrap=True)
+        _show_promises(job, config, console)
 
     _run_hydra(line, [] if line.value("hydra.sweep.dir") else [f"hydra.sweep.dir={folder}"], task)
     console.print(sweep_table(write_summary(folder, jobs)))
@@ -149,9 +150,15 @@ def _show(job: Run, config: RunConfig, console: Console) -> None:
     console.print(run_table(job.records))
     for note in run_notes(job.records):
         console.print(note, style="dim")
+    _show_promises(job, config, console)
+
+
+def _show_promises(job: Run, config: RunConfig, console: Console) -> None:
+    """What a pipeline promises beside what was measured, once all its steps are done."""
     if config.promises and len(job.records) == len(config.steps) + 1:
         console.print()
         console.print(milestone_table(job.records, config.promises))
+        console.print()
 
 
 def _relative(folder: Path) -> str:

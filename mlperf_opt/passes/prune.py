@@ -54,12 +54,22 @@ class Prune(Pass):
         groups = [chosen] if self.scope == "global" else [[name] for name in chosen]
         pruned: dict[str, Weight] = {}
         for group in groups:
-            pruned |= _prune_group({name: graph.weights[name] for name in group}, self.sparsity)
+            result = _prune_group({name: graph.weights[name] for name in group}, self.sparsity)
+            _check_zeros(result, self.sparsity)
+            pruned |= result
         zeros = {name: int((w.values == 0).sum()) for name, w in pruned.items()}
         return PassResult(graph.with_weights(pruned), {"zeros": zeros})
 
     def _chosen(self, graph: Graph) -> list[str]:
         return [n for n, node in graph.matrices().items() if n not in self.skip and node.output not in self.skip]
+
+
+def _check_zeros(weights: dict[str, Weight], sparsity: float) -> None:
+    """The promise of the pass, counted on what it made."""
+    zeros = sum(int((w.values == 0).sum()) for w in weights.values())
+    wanted = round(sparsity * sum(w.values.size for w in weights.values()))
+    if zeros < wanted:
+        raise PassError(f"prune: {zeros} zeros instead of {wanted} in {', '.join(weights)}")
 
 
 def _prune_group(weights: dict[str, Weight], sparsity: float) -> dict[str, Weight]:

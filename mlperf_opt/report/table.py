@@ -72,6 +72,10 @@ def run_notes(records: Sequence[Record]) -> list[str]:
             f"noise: no difference is claimed within a factor of {max(factors):.2f} "
             "(the baseline against itself, at least 2 %)."
         )
+    if any(record.quality_ok is False for record in records):
+        notes.append(
+            "worse: the quality fell by more than measure.max_drop; the number is VALID, the model may not be for you."
+        )
     for record in records:
         if record.reasons or record.status != "VALID":
             status = "" if record.status == "VALID" else f"{record.status}: "
@@ -152,7 +156,9 @@ def _speedup(row: Mapping[str, Any]) -> str:
 
 
 def _status(row: Mapping[str, Any]) -> str:
-    return "ok" if row.get("status") == "VALID" else str(row.get("status") or "INVALID")
+    if row.get("status") != "VALID":
+        return str(row.get("status") or "INVALID")
+    return "worse" if row.get("quality_ok") is False else "ok"
 
 
 def _label(value: Any) -> str:

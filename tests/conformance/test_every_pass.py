@@ -109,7 +109,7 @@ def _quality(graph, data):
 
 def test_the_tables_cover_exactly_the_passes():
     assert set(SETTINGS) == set(PASSES)
-    assert all(issubclass(cls, PASSES[name]) and name for name, cls in PASSES.items())
+    assert all(issubclass(cls, cls) and name for name, cls in PASSES.items())
 
 
 @each_pass
@@ -217,7 +217,7 @@ def test_composes_with_every_pass_or_refuses(first, second, model, tmp_path):
         with pytest.raises(PassError, match=rf"^passes\.kv_cache_\d: kv_cache: {model} has no attention[^\n]+$"):
             load(config)
         return
-    assert load(config)[0] is not None
+    assert load(config)[0].name == model
     graph, data = _model(model)
     before = _quality(graph, data)
     for step in config.steps:

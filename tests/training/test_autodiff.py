@@ -111,9 +111,7 @@ def test_a_shared_weight_gathers_the_gradients_of_all_its_uses(rng):
     matrix = rng.standard_normal((3, 3)).astype(np.float32)
 
     def tower(names):
-        nodes = tuple(
-            Node("linear", (("x", "a", "b")[i], name, ""), ("a", "b", "c")[i], {}) for i, name in enumerate(names)
-        )
+        nodes = tuple(Node("linear", (("x", "a", "b")[i], name, ""), ("a", "b", "c")[i], {}) for i, name in enumerate(names))
         return Graph("tower", nodes, {n: Weight(matrix) for n in names}, {"x": Spec(("N", 3), "float32")}, ("c",))
 
     x, targets = rng.standard_normal((4, 3)).astype(np.float32), np.array([0, 1, 2, 0])

@@ -1,0 +1,129 @@
+"""The command line as a user meets it: every mistake is one line, exit 2, and nothing is written."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.cli
+
+
+def run(arguments, folder, **environment):
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    env.pop("MLPERF_OPT_DATA", None)
+    command = [sys.executable, "-m", "mlperf_opt", *arguments]
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def assert_refused(result, folder, text):
+    assert result.returncode == 2, result.stderr
+    assert result.stdout == ""
+    lines = result.stderr.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
+    assert text in lines[0]
+    assert not (folder / "outputs").exists() and not (folder / "multirun").exists()
+
+
+MISTAKES = [
+    (["model=mpl"], "did you mean 'mlp'"),
+    (["model=mlp", "passes=[quant,prun]"], "did you mean 'prune'"),
+    (["passes=quant+prun"], "did you mean 'prune'"),
+    (["optimise"], "did you mean 'optimize'"),
+    (["--frobnicate"], "no such flag"),
+    (["passes=[prune,finetune,prune]"], "stands twice"),
+    (["passes=[quant]", "passes.prune.sparsity=0.7"], "is not in passes"),
+    (["passes.prune.sparsty=0.5"], "did you mean 'sparsity'"),
+    (["+passes.prune.sparsty=0.5"], "did you mean 'sparsity'"),
+    (["measure.secs=1"], "did you mean 'seconds'"),
+    (["passes.prune.sparsity=1.5"], "expected 0 to less than 1"),
+    (["passes.prune.sparsity=nan"], "expected 0 to less than 1"),
+    (["passes.prune.sparsity=abc"], "expected a number"),
+    (["passes.quant.scheme=statik"], "did you mean 'static'"),
+    (["model=mlp", "passes=[kv_cache]"], "no attention"),
+    (["model=transformer", "passes=[kv_cache,finetune]"], "can't come after kv_cache"),
+    (["model=transformer", "data=digits"], "but data=digits gives"),
+    (["data=mnist"], "MLPERF_OPT_DATA"),
+    (["data=mnist", "data.root=nowhere"], "is missing"),
+    (["model.weights=nowhere.safetensors"], "cannot read nowhere.safetensors"),
+    (["model.sizes=[64,16,10]"], "the shipped weights don't fit"),
+    (["seed=-1"], "expected a whole number"),
+    (["pipeline=olympic"], "did you mean 'olympics'"),
+    (["pipeline=olympics", "passes=[quant]"], "give one of them"),
+    (["model=mlp,cnn"], "add -m"),
+    (["-m", "model=mlp,cnn", "passes.prune.sparsity=0.5,1.5"], "expected 0 to less than 1"),
+    (["help", "prun"], "did you mean 'prune'"),
+    (["compare", "nowhere", "neither"], "nowhere"),
+    (["train", "model=mlp", "train.lr=0"], "expected a number > 0"),
+    (["train", "model=mlp", "save=weights.bin"], ".safetensors"),
+]
+
+
+@pytest.mark.parametrize("arguments, text", MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
+def test_a_mistake_is_one_line(arguments, text, tmp_path):
+    assert_refused(run(arguments, tmp_path), tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    "content, text",
+    [
+        ("hydra: {run: {dir: elsewhere}}", "'hydra' is not allowed"),
+        ("passes: {quant: {_target_: builtins.print}}", "'_target_' is not allowed"),
+        ("description: ${oc.env:HOME}", "interpolation"),
+        ("passes: {quant: {skip: ['../x']}}", "leaves its folder"),
+        ("passes: [quant", "no legal YAML"),
+        ("stages: {}", "has no place in a pipeline"),
+    ],
+)
+def test_a_pipeline_is_data(content, text, tmp_path):
+    (tmp_path / "own" / "pipelines").mkdir(parents=True)
+    (tmp_path / "own" / "pipelines" / "mine.yaml").write_text(content)
+    assert_refused(run(["--config-dir", "own", "pipeline=mine"], tmp_path), tmp_path, text)
+
+
+def test_a_damaged_model_file_is_refused(tmp_path):
+    whole = (ROOT / "models" / "mlp" / "weights.safetensors").read_bytes()
+    for name, data in {"short": whole[:-100], "flipped": whole[:-1] + bytes([whole[-1] ^ 1]), "junk": b"junk"}.items():
+        (tmp_path / name).write_bytes(data)
+        assert_refused(run([f"model.weights={name}"], tmp_path), tmp_path, name)
+
+
+def test_weights_of_another_network_are_refused(tmp_path):
+    path = ROOT / "models" / "mlp" / "weights.safetensors"
+    assert_refused(run(["model=cnn", f"model.weights={path}"], tmp_path), tmp_path, "conv1.weight")
+
+
+def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / "outputs").write_text("a file stands in the way")
+    result = run(["passes=[quant]"], tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["passes=[quant,prun]"], ["help"], ["--version"]])
+def test_help_and_misspellings_import_nothing_heavy(arguments, tmp_path):
+    """What makes them fast, told without a clock."""
+    code = (
+        "import sys; from mlperf_opt import cli; status = cli.main(sys.argv[1:]);"
+        "heavy = {'numpy', 'hydra', 'pandas', 'rich', 'omegaconf'} & set(sys.modules); print(status, sorted(heavy))"
+    )
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert result.stdout.strip().splitlines()[-1] in ("0 []", "2 []")
+
+
+def test_help_names_every_pass_and_command(tmp_path):
+    result = run(["--help"], tmp_path)
+    assert result.returncode == 0
+    for word in ("profile", "quant", "prune", "finetune", "kv_cache", "olympics", "train", "compare", "transformer"):
+        assert word in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 100
+
+
+def test_help_of_a_pass_is_its_docstring_and_defaults(tmp_path):
+    result = run(["help", "prune"], tmp_path)
+    assert result.returncode == 0
+    assert "magnitude pruning" in result.stdout and "sparsity: 0.5" in result.stdout

@@ -1,0 +1,63 @@
+"""The wheel, installed away from the checkout, in a folder that holds somebody else's conf/ and models/."""
+
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_carries_its_data_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    for path in (ROOT / "mlperf_opt").rglob("*.py"):
+        assert str(path.relative_to(ROOT)) in names
+    for name in (
+        *("conf/config.yaml", "conf/passes/quant.yaml", "pipelines/olympics.yaml", "data/digits.npz"),
+        *(f"models/{model}/weights.safetensors" for model in ("mlp", "cnn", "transformer")),
+        *("conf/.mlperf_opt", "models/.mlperf_opt", "pipelines/.mlperf_opt"),
+    ):
+        assert f"mlperf_opt/{name}" in names
+    assert not [n for n in names if not n.startswith(("mlperf_opt/", "mlperf_opt-"))]
+
+
+def test_the_main_job_runs_beside_foreign_folders(wheel, tmp_path):
+    target, work = tmp_path / "site", tmp_path / "work"
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--target",
+        str(target),
+        str(wheel),
+    ]
+    subprocess.run(install, check=True, capture_output=True, timeout=120)
+    for foreign in ("conf", "models"):
+        (work / foreign).mkdir(parents=True)
+        (work / foreign / "__init__.py").write_text("raise RuntimeError('a foreign package was imported')")
+    (work / "conf" / "config.yaml").write_text("hydra: {run: {dir: /nowhere}}")
+    # -P -S and a path of its own: the checkout's editable install can't be what is found
+    found = f"import sys; sys.path[:0] = [{str(target)!r}]; sys.path.append({sysconfig.get_paths()['purelib']!r})"
+    code = f"{found}; import mlperf_opt; assert mlperf_opt.__file__.startswith({str(target)!r}); from mlperf_opt import cli"
+    arguments = "['model=cnn', 'passes=[quant,prune]', 'measure.seconds=0.05']"
+    command = [sys.executable, "-P", "-S", "-c", f"{code}; sys.exit(cli.main({arguments}))"]
+    result = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert len(list(work.glob("outputs/*/*/02-prune.safetensors"))) == 1

@@ -1,0 +1,167 @@
+"""Break one component at a time: a named check of the ordinary run must notice. Each starts from a run that passes."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlperf_opt import cli
+from mlperf_opt import evaluate as evaluate_module
+from mlperf_opt import runner as runner_module
+from mlperf_opt.data import Split, load_data
+from mlperf_opt.graph import Weight
+from mlperf_opt.ops import OPS
+from mlperf_opt.passes import PASSES
+from mlperf_opt.passes.base import PassResult
+
+pytestmark = pytest.mark.integration
+FAST = "measure.seconds=0.05"
+
+
+@pytest.fixture
+def rows(tmp_path, monkeypatch, capsys):
+    """Return a function that runs a job and gives (exit status, rows of metrics.csv, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def execute(*arguments):
+        folder = f"run{len(list(tmp_path.iterdir()))}"
+        status = cli.main([*arguments, f"hydra.run.dir={folder}", FAST])
+        path = tmp_path / folder / "metrics.csv"
+        return status, pd.read_csv(path) if path.exists() else None, capsys.readouterr().err
+
+    return execute
+
+
+def healthy(rows, *arguments):
+    status, table, _ = rows(*arguments)
+    assert status == 0 and (table["status"] == "VALID").all() and table["quality_ok"].all()
+
+
+def wrap(monkeypatch, name, change):
+    """Replace a pass by one whose result is changed."""
+    original = PASSES[name].__call__
+
+    def broken(self, graph, context):
+        result = original(self, graph, context)
+        return PassResult(change(graph, result.graph), result.stats, result.tables)
+
+    monkeypatch.setattr(PASSES[name], "__call__", broken)
+
+
+def zeroed(_before, after):
+    return after.with_weights(
+        {n: Weight(np.zeros_like(after.weights[n].values), after.weights[n].encoding) for n in after.matrices()}
+    )
+
+
+def test_a_quantizer_that_returns_zeros_fails_quality(rows, monkeypatch):
+    healthy(rows, "passes=[quant]")
+    wrap(monkeypatch, "quant", zeroed)
+    _, table, _ = rows("passes=[quant]")
+    assert not table["quality_ok"][1] and table["broken"][1] > 400
+
+
+def test_a_pruner_that_does_nothing_is_refused(rows, monkeypatch):
+    healthy(rows, "passes=[prune]")
+    monkeypatch.setattr("mlperf_opt.passes.prune._prune_group", lambda weights, sparsity: dict(weights))
+    status, table, error = rows("passes=[prune]")
+    assert status == 2 and "zeros" in error
+    assert table["status"].tolist() == ["VALID", "INVALID"] and "zeros" in table["reasons"][1]
+
+
+@pytest.mark.parametrize(
+    "op, broken",
+    [
+        ("cache_write", lambda original: lambda cache, new, position, lengths: cache),
+        ("cache_write", lambda original: lambda c, new, position, n: original(c, new, np.zeros_like(position), n)),
+        ("advance", lambda original: lambda position, lengths: position),
+        (
+            "cached_attention",
+            lambda original: lambda q, k, v, p, heads: original(q, k, v, np.maximum(p - 1, 0), heads=heads),
+        ),
+    ],
+    ids=["drops every token", "writes at place 0", "never advances", "looks one place short"],
+)
+def test_a_broken_cache_fails_exactness(rows, monkeypatch, op, broken):
+    healthy(rows, "model=transformer", "passes=[kv_cache]")
+    monkeypatch.setitem(OPS, op, replace(OPS[op], forward=broken(OPS[op].forward)))
+    _, table, _ = rows("model=transformer", "passes=[kv_cache]")
+    assert table["status"][1] == "INVALID"
+    assert "must leave the outputs as they are" in table["reasons"][1]
+
+
+def test_a_pass_that_claims_to_be_exact_is_checked(rows, monkeypatch):
+    healthy(rows, "passes=[profile]")
+    wrap(monkeypatch, "profile", zeroed)
+    _, table, _ = rows("passes=[profile]")
+    assert table["status"][1] == "INVALID" and "must leave the outputs" in table["reasons"][1]
+
+
+@pytest.mark.parametrize(
+    "spoil", [np.zeros_like, lambda y: np.where(np.arange(y.size).reshape(y.shape) == 0, y, 0).astype(y.dtype)]
+)
+def test_timed_outputs_that_differ_are_invalid(rows, monkeypatch, spoil):
+    """All zeros, and only the first element right: what a check of one element would let pass."""
+    healthy(rows, "passes=[quant]")
+    original = evaluate_module.Subject.query
+
+    def query(self, index):
+        original(self, index)
+        self.timed_outputs = {k: spoil(v) for k, v in self.timed_outputs.items()}
+
+    monkeypatch.setattr(evaluate_module.Subject, "query", query)
+    _, table, _ = rows("passes=[quant]")
+    assert (table["status"] == "INVALID").all() and table["reasons"].str.contains("differs from the quality run").all()
+
+
+def test_outputs_that_are_no_numbers_are_invalid(rows, monkeypatch):
+    original = evaluate_module.Subject.run
+    monkeypatch.setattr(evaluate_module.Subject, "run", lambda self, x: original(self, x) * np.float32("nan"))
+    _, table, _ = rows("passes=[quant]")
+    assert (table["status"] == "INVALID").all() and table["reasons"].str.contains("not a number").all()
+
+
+def test_a_clock_that_stands_still_is_an_error(rows, monkeypatch):
+    original = evaluate_module.time_pair
+    monkeypatch.setattr(evaluate_module, "time_pair", lambda *a, **k: original(*a, **k, clock=iter_clock()))
+    status, _, error = rows("passes=[quant]")
+    assert status == 2 and "clock" in error
+
+
+def iter_clock():
+    """A clock that moves between windows but not within them would lie; this one never moves after a start."""
+    return lambda: 0.0
+
+
+@pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
+def test_a_file_that_lost_a_byte_or_bit_is_refused(rows, monkeypatch, spoil):
+    healthy(rows, "passes=[quant]")
+    original = runner_module.load_graph
+
+    def damaged(path):
+        path.write_bytes(spoil(path.read_bytes()))
+        return original(path)
+
+    monkeypatch.setattr(runner_module, "load_graph", damaged)
+    status, _, error = rows("passes=[quant]")
+    assert status == 2 and "00-baseline.safetensors" in error
+
+
+def test_shuffled_labels_fall_to_chance(rows, monkeypatch):
+    data = load_data("digits")
+    shuffled = np.random.default_rng(0).permutation(data.test.targets)
+    broken = replace(data, test=Split(data.test.inputs, shuffled))
+    monkeypatch.setattr("mlperf_opt.config.load_data", lambda name, root: broken)
+    _, table, _ = rows("passes=[quant]")
+    assert table["quality_high"].max() < 0.2
+
+
+def test_a_pass_that_changes_its_input_is_stopped(rows, monkeypatch):
+    def vandal(self, graph, context):
+        graph.weights["fc1.weight"].values[:] = 0
+        return PassResult(graph)
+
+    monkeypatch.setattr(PASSES["prune"], "__call__", vandal)
+    with pytest.raises(ValueError, match="read-only"):
+        rows("passes=[prune]")
