@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -118,6 +119,8 @@ def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, P
 
     search = [f"hydra.searchpath=[file://{line.config_dir}]"] if line.config_dir else []
     flags = [*line.flags, *(["--multirun"] if line.multirun else [])]
+    # Without it Hydra prints an exception itself and exits with 1; ours reach the face of errors.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = sys.argv
     sys.argv = [arguments[0], *flags, *line.overrides, *search, *extra]
     try:

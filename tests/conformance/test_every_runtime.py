@@ -1,4 +1,4 @@
-"""Every runtime agrees with an evaluation of the graph written here: one `OPS` forward after the other, weights decoded by hand."""
+"""Every runtime agrees with an evaluation of the graph written here: one `OPS` forward after the other."""
 
 from functools import cache
 

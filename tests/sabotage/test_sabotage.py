@@ -158,6 +158,8 @@ def test_shuffled_labels_fall_to_chance(rows, monkeypatch):
 
 
 def test_a_pass_that_changes_its_input_is_stopped(rows, monkeypatch):
+    """It is a defect of ours, not of the user's: it keeps its traceback."""
+
     def vandal(self, graph, context):
         graph.weights["fc1.weight"].values[:] = 0
         return PassResult(graph)
