@@ -22,14 +22,24 @@ COMMANDS = {
     "help": "explain a pass and its settings: help PASS",
 }
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-_USAGE, _INTERRUPTED = 2, 130
+_USAGE, _INTERRUPTED, _CLOSED = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit status: 0, 1 (a failed job or gate), 2 (a mistake), 130 (interrupted)."""
+    """Run a command line and return its exit status.
+
+    0; 1 for a failed job or gate; 2 for a mistake or a file that can't be written; 130 where it was interrupted; 141 where
+    whoever read the output has gone.
+    """
     arguments = list(sys.argv[1:] if words is None else words)
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
+        if sys.stdout is not None:  # None: the shell closed it (>&-)
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        _drop_output()
+        return _CLOSED
     except MlperfOptError as error:
         print(f"error: {error}", file=sys.stderr)
         return _USAGE
@@ -37,17 +47,25 @@ def main(words: Sequence[str] | None = None) -> int:
         # A full disk, a folder without permission: the environment's fault, in one line.
         where = f" {error.filename}" if error.filename else ""
         print(f"error: cannot write or read{where}: {error.strerror or error}", file=sys.stderr)
+        _drop_output()
         return _USAGE
-    except KeyboardInterrupt:
-        print("interrupted; finished steps are on disk", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return _INTERRUPTED
+
+
+def _drop_output() -> None:
+    """Send what is still in the buffer nowhere if it can't be written, or Python complains about it at the very end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
     command = words[0] if words else "help"
-    if command in ("-h", "--help") or any(word in ("-h", "--help") for word in words):
-        topic = command if command in COMMANDS and command != "help" else None
-        return _help([topic] if topic else [])
+    if any(word in ("-h", "--help") for word in words):
+        return _help([command] if command in COMMANDS else [])
     if command == "--version":
         print(f"mlperf_opt {mlperf_opt.__version__}")
         return 0
@@ -83,13 +101,23 @@ def _fix_threads(threads: str) -> None:
 def _console():  # noqa: ANN202 - rich is imported here only when there is something to show
     from rich.console import Console
 
+    class Face(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1, our word for a failed job
+
     # A pipe has no width of its own; rich would assume 80 columns and fold the tables, which are made for 100.
-    width = None if sys.stdout.isatty() else 100
-    return Console(markup=False, highlight=False, emoji=False, width=width)
+    width = None if sys.stdout is not None and sys.stdout.isatty() else 100
+    return Face(markup=False, highlight=False, emoji=False, width=width)
 
 
 def _help(topics: list[str]) -> int:
-    if topics:
+    if len(topics) > 1:
+        raise ConfigError(f"help {' '.join(topics)}: expected one topic")
+    if topics == ["compare"]:
+        from mlperf_opt.commands import compare
+
+        return compare.run(["--help"], _console())
+    if topics and topics != ["help"]:
         print(_explain(topics[0]))
         return 0
     lines = [
@@ -124,7 +152,7 @@ def _group(group: str) -> list[str]:
 
 
 def _explain(topic: str) -> str:
-    if topic in COMMANDS and topic != "help":
+    if topic in COMMANDS:
         return f"mlperf-opt {topic}: {COMMANDS[topic]}"
     if topic not in options("passes"):
         raise ConfigError(f"help {topic}: no such topic{did_you_mean(topic, [*options('passes'), *COMMANDS])}")

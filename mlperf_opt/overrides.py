@@ -7,14 +7,17 @@ of a list-valued group nor a repeated name.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mlperf_opt.errors import ConfigError, did_you_mean
 from mlperf_opt.resources import resource_dir
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9_]*")
 _LIST = re.compile(r"\[([^\[\]]*)\]")
+_LISTS = re.compile(r"\[[^\[\]]*\](,\[[^\[\]]*\])*")
+_KEY = re.compile(r"(~|\+\+?)?[A-Za-z_][\w/-]*([.@:][\w/-]+)*")
+# Hydra draws the names of choice(...), glob(...) and the like itself
+_FUNCTION = re.compile(r"\w+\(.*\)")
 GROUPS = ("model", "data", "runtime", "measure", "train")
 
 
@@ -26,13 +29,13 @@ class CommandLine:
         overrides: Hydra overrides in order (``model=cnn``).
         multirun: whether every combination of the comma-separated values is to run.
         config_dir: folder of the user's own configs, None for none.
-        flags: other flags, passed on to Hydra (``--cfg job``).
+        show: whether the configuration of each job is to be shown instead of run (``--cfg job``).
     """
 
     overrides: list[str]
     multirun: bool = False
     config_dir: Path | None = None
-    flags: list[str] = field(default_factory=list)
+    show: bool = False
 
     def value(self, key: str) -> str | None:
         """Return the value given for ``key``, None if it isn't overridden."""
@@ -46,30 +49,34 @@ def parse(words: list[str]) -> CommandLine:
     Raises:
         ConfigError: an unknown flag, a flag without its value, or a word that is no override.
     """
-    overrides, flags, multirun, config_dir = [], [], False, None
+    overrides, show, multirun, config_dir = [], False, False, None
     rest = list(words)
     while rest:
         word = rest.pop(0)
+        flag, equals, value = word.partition("=")
         if word in ("-m", "--multirun"):
             multirun = True
-        elif word in ("--config-dir", "-cd", "--cfg", "-c"):
-            if not rest:
-                raise ConfigError(f"{word} needs a value")
-            value = rest.pop(0)
-            if word in ("--config-dir", "-cd"):
+        elif flag in ("--config-dir", "-cd", "--cfg", "-c"):
+            if not equals:
+                if not rest:
+                    raise ConfigError(f"{flag} needs a value")
+                value = rest.pop(0)
+            if flag in ("--config-dir", "-cd"):
                 config_dir = _folder(value)
+            elif value == "job":
+                show = True
             else:
-                flags += ["--cfg", value]
-        elif word.startswith("--config-dir="):
-            config_dir = _folder(word.partition("=")[2])
+                raise ConfigError(f"{flag} {value}: expected {flag} job")
         elif word.startswith("-"):
             known = ["-m", "--multirun", "--config-dir", "--cfg", "--help", "--version"]
             raise ConfigError(f"{word}: no such flag{did_you_mean(word, known)}")
-        elif "=" in word or word.startswith("~"):
+        elif equals or word.startswith("~"):
+            if not _KEY.fullmatch(flag):
+                raise ConfigError(f"{word}: expected name=value, and a name such as passes.prune.sparsity")
             overrides.append(word)
         else:
             raise ConfigError(f"{word!r} is neither a command nor a setting; a setting is written name=value")
-    return CommandLine(overrides, multirun, config_dir, flags)
+    return CommandLine(overrides, multirun, config_dir, show)
 
 
 def _folder(value: str) -> Path:
@@ -104,7 +111,7 @@ def normalize(line: CommandLine) -> CommandLine:
         elif bare == "passes" and equals:
             word = f"{key}={_check_passes(value, line)}"  # noqa: PLW2901 - the word is rewritten on purpose
         overrides.append(word)
-    checked = CommandLine(overrides, line.multirun, line.config_dir, line.flags)
+    checked = replace(line, overrides=overrides)
     pipeline = checked.value("pipeline")
     if checked.value("passes") is not None and pipeline not in (None, "none"):
         raise ConfigError(f"passes and pipeline={pipeline} both choose the steps: give one of them")
@@ -113,24 +120,28 @@ def normalize(line: CommandLine) -> CommandLine:
 
 
 def _check_choice(group: str, value: str, line: CommandLine) -> None:
-    names = value.split(",")
-    if len(names) > 1 and not line.multirun and "(" not in value:
-        raise ConfigError(f"{group}={value}: several values are a sweep, add -m")
     known = options(group, line.config_dir)
+    if _FUNCTION.fullmatch(value):
+        return
+    names = [name.strip() for name in value.split(",")]
     for name in names:
-        # choice(...), glob(...) and the like are Hydra's to expand
-        if _NAME.fullmatch(name) and name not in known:
-            raise ConfigError(f"{group}={name}: no such {group}{did_you_mean(name, known)}")
         if ".." in name or "/" in name:
             raise ConfigError(f"{group}={name}: expected a name, not a path{did_you_mean(name, known)}")
+        if name not in known:
+            raise ConfigError(f"{group}={name}: no such {group}{did_you_mean(name, known)}")
+    if len(names) > 1 and not line.multirun:
+        raise ConfigError(f"{group}={value}: several values are a sweep, add -m")
 
 
 def _check_passes(value: str, line: CommandLine) -> str:
     known = options("passes", line.config_dir)
+    if _FUNCTION.fullmatch(value):
+        return value
+    if not any(mark in value for mark in "[]{}") and value.strip():
+        value = ",".join(f"[{item.replace('+', ',')}]" for item in value.split(","))
+    if not _LISTS.fullmatch(value.replace(" ", "")):
+        raise ConfigError(f"passes={value}: expected 'passes=[a,b]', in quotes, or passes=a+b")
     lists = _LIST.findall(value)
-    if not lists and value != "":
-        lists = [item.replace("+", ",") for item in value.split(",")]
-        value = ",".join(f"[{item}]" for item in lists)
     if len(lists) > 1 and not line.multirun:
         raise ConfigError(
             f"passes={value}: several lists are a sweep, add -m; one list is written 'passes=[a,b]' or passes=a+b"
@@ -156,4 +167,5 @@ def _check_selected(line: CommandLine) -> None:
     for word in line.overrides:
         key = word.partition("=")[0].lstrip("+~").split(".")
         if key[0] == "passes" and len(key) > 1 and key[1] not in chosen:
-            raise ConfigError(f"{word}: {key[1]!r} is not in passes=[{','.join(chosen)}]")
+            hint = did_you_mean(key[1], (name for name in chosen if name))
+            raise ConfigError(f"{word}: {key[1]!r} is not in passes=[{','.join(chosen)}]{hint}")

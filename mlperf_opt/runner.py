@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Mapping
@@ -50,17 +51,21 @@ class Run:
 
         Raises:
             MlperfOptError: a step failed; its row, INVALID with the reason, and the rows before it are on disk.
+            Exception: the same for a defect.
         """
         started = time.perf_counter()
         with fix_threads(self._config.runtime.threads):
             graph, self._data = load(self._config)
             self._write_description(graph)
-            self._finish(BASELINE, PassResult(graph), None, time.perf_counter() - started)
-            for step in self._config.steps:
+            seconds = time.perf_counter() - started
+            for step in (None, *self._config.steps):
                 try:
-                    self._step(step)
-                except MlperfOptError as error:
-                    self._add(replace(self._blank(step), reasons=str(error)))
+                    if step is None:
+                        self._finish(BASELINE, PassResult(graph), None, seconds)
+                    else:
+                        self._step(step)
+                except Exception as error:
+                    self._fail(step, error)
                     raise
 
     def _step(self, step: Step) -> None:
@@ -157,6 +162,12 @@ class Run:
         write_metrics(self._folder / "metrics.csv", self.records)
         title = f"{record.model} on {record.data}, seed {record.seed}, {record.runtime} runtime, {record.threads} thread(s)"
         write_text(self._folder / "summary.md", markdown(run_grid(self.records), title, run_notes(self.records)))
+
+    def _fail(self, step: Step | None, error: Exception) -> None:
+        """Leave the row of a step that failed; on a full disk only in memory, for the error itself is the news."""
+        reason = str(error) if isinstance(error, MlperfOptError) else f"{type(error).__name__}: {error}"
+        with contextlib.suppress(MlperfOptError):
+            self._add(replace(self._blank(step), reasons=reason))
 
     def _write_description(self, graph: Graph) -> None:
         description: Mapping[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import traceback
@@ -12,9 +13,19 @@ from typing import Any
 
 from rich.console import Console
 
-from mlperf_opt.composition import MAIN, VERSION_BASE, compose, expand, lint_folder, register_pipelines
+from mlperf_opt.composition import (
+    MAIN,
+    VERSION_BASE,
+    compose,
+    expand,
+    first_line,
+    fixed,
+    lint_folder,
+    register_pipelines,
+    to_yaml,
+)
 from mlperf_opt.config import RunConfig, build_config, load
-from mlperf_opt.errors import MlperfOptError
+from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.overrides import CommandLine
 from mlperf_opt.report import milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
 from mlperf_opt.resources import resource_dir
@@ -37,21 +48,32 @@ def run(line: CommandLine, console: Console) -> int:
     if line.config_dir is not None:
         lint_folder(line.config_dir)
     register_pipelines(line.config_dir)
-    if not line.flags:  # --cfg only prints
-        _check(line)
+    if line.show:
+        return _show_configuration(line, console)
+    _check(line)
     if line.multirun:
         return _sweep(line, console)
     return _single(line, console)
 
 
+def _show_configuration(line: CommandLine, console: Console) -> int:
+    jobs = [compose(MAIN, overrides, line.config_dir) for overrides in expand(line)]
+    for plain in jobs:
+        build_config(plain)
+    console.print(to_yaml(jobs), soft_wrap=True, end="")
+    return 0
+
+
 def _check(line: CommandLine) -> None:
     """Refuse what can be refused before a folder is made: compose, type and load every job."""
-    if line.value("hydra/sweeper") is not None:
-        return  # its values are drawn while it runs
-    for overrides in expand(line):
-        own = [word for word in overrides if not word.startswith("hydra")]
+    hydra_words = [word for word in line.overrides if word.lstrip("+~").startswith("hydra")] if line.multirun else []
+    # Another sweeper draws its values while it runs: what is known is checked.
+    known = expand(line) if line.value("hydra/sweeper") in (None, "basic") else [fixed(line)]
+    for overrides in known:
         try:
-            load(build_config(compose(MAIN, own, line.config_dir)))
+            config = build_config(compose(MAIN, [*overrides, *hydra_words], line.config_dir))
+            assert config.runtime.runtime  # raises for a name that doesn't exist
+            load(config)
         except MlperfOptError as error:
             prefix = f"job {' '.join(overrides)}: " if line.multirun else ""
             raise type(error)(f"{prefix}{error}") from None
@@ -99,7 +121,11 @@ def _sweep(line: CommandLine, console: Console) -> int:
         console.print(f"[{number + 1}/{total}] {' '.join(overrides)}: {outcome}", soft_wrap=True)
         _show_promises(job, config, console)
 
-    _run_hydra(line, [] if line.value("hydra.sweep.dir") else [f"hydra.sweep.dir={folder}"], task)
+    try:
+        _run_hydra(line, [] if line.value("hydra.sweep.dir") else [f"hydra.sweep.dir={folder}"], task)
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / "multirun.yaml").unlink()  # Hydra's notes, with the paths of this machine
     console.print(sweep_table(write_summary(folder, jobs)))
     console.print(f"written to {_relative(folder)}")
     return 1 if any(job.failure for job in jobs) else 0
@@ -109,24 +135,38 @@ def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, P
     """Hand over to Hydra, which makes the folders and calls ``task`` for each job."""
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    escaped: list[Exception] = []
 
     def entry(composed: DictConfig) -> None:
         plain: Any = OmegaConf.to_container(composed, resolve=True)
         runtime = HydraConfig.get().runtime
         number = HydraConfig.get().job.num if line.multirun else 0
-        task(build_config(plain), Path(runtime.output_dir), int(number))
+        if not escaped:
+            try:
+                task(build_config(plain), Path(runtime.output_dir), int(number))
+            except Exception as error:  # Hydra would print a line of its own; a full disk ends a sweep
+                escaped.append(error)
 
     search = [f"hydra.searchpath=[file://{line.config_dir}]"] if line.config_dir else []
-    flags = [*line.flags, *(["--multirun"] if line.multirun else [])]
+    flags = ["--multirun"] if line.multirun else []
     # Without it Hydra prints an exception itself and exits with 1; ours reach the face of errors.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     arguments = sys.argv
     sys.argv = [arguments[0], *flags, *line.overrides, *search, *extra]
     try:
         hydra.main(version_base=VERSION_BASE, config_path=str(resource_dir("conf")), config_name=MAIN)(entry)()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(first_line(error)) from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt("finished steps are on disk") from None
     finally:
         sys.argv = arguments
+    if escaped:
+        raise escaped[0]
 
 
 def _task_overrides() -> list[str]:

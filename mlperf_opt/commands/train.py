@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from mlperf_opt.artifacts import save_graph
-from mlperf_opt.composition import TRAIN, compose, expand, lint_folder
+from mlperf_opt.composition import TRAIN, compose, expand, lint_folder, to_yaml
 from mlperf_opt.config import ModelSettings, check_fit, check_seed, data_settings, model_settings
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, did_you_mean
@@ -46,24 +48,59 @@ def run(line: CommandLine, console: Console) -> int:
     for key in plain:
         if key not in _KEYS:
             raise ConfigError(f"{key}: no such setting of train{did_you_mean(key, _KEYS)}")
+    for key in ("model", "data", "train"):
+        if not isinstance(plain.get(key), dict):
+            raise ConfigError(f"{key}={plain.get(key)}: expected keys and values")
     model, settings = model_settings(plain["model"]), build_settings(TrainSettings, plain["train"], "train")
-    seed, data = check_seed(plain["seed"]), data_settings(plain["data"]).load()
-    path = Path(plain["save"] or f"outputs/models/{model.name}/weights.safetensors")
-    if path.suffix != ".safetensors":
-        raise ConfigError(f"save={path}: expected a path that ends in .safetensors")
+    seed, source = check_seed(plain.get("seed")), data_settings(plain["data"])
+    path = _path(plain.get("save"), model.name)
+    if line.show:
+        console.print(to_yaml([plain]), soft_wrap=True, end="")
+        return 0
+    data = source.load()
     # `model.weights` is where training starts from
     graph = model.trained() if model.weights else model.untrained(seed)
     check_fit(graph, data)
     started = time.perf_counter()
     with fix_threads(1):
-        trained = _train(graph, data, settings, seed, path, console)
+        try:
+            trained = _train(graph, data, settings, seed, path, console)
+        except KeyboardInterrupt:
+            resumable = path.with_suffix(".checkpoint").exists()
+            advice = "the same command goes on from the checkpoint" if resumable else "no checkpoint was due yet"
+            raise KeyboardInterrupt(advice) from None
         saved = save_graph(trained, path)
         quality = Subject(trained, NUMPY, data, 1).quality
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
-    write_text(path.with_name("README.md"), _readme(model, data, plain, trained, quality, saved.sha256, overrides))
+    write_text(_readme_path(path), _readme(model, data, plain, trained, quality, saved.sha256, overrides))
     console.print(f"test {_worded(quality)}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
     console.print(f"written to {path} ({saved.file_bytes:,} bytes, sha256 {saved.sha256})", soft_wrap=True)
     return 0
+
+
+def _path(save: Any, name: str) -> Path:
+    """Return where the model file goes, after checking that it and the page beside it can go there."""
+    if save is not None and not isinstance(save, str):
+        raise ConfigError(f"save={save}: expected a path")
+    path = Path(save or f"outputs/models/{name}/weights.safetensors")
+    if path.suffix != ".safetensors" or path.is_dir():
+        raise ConfigError(f"save={path}: expected the path of a file that ends in .safetensors")
+    page = _readme_path(path)
+    if page.exists() and not _is_ours(page):
+        raise ConfigError(f"save={path}: {page} is no model's page, and would be overwritten; choose another folder")
+    return path
+
+
+def _readme_path(path: Path) -> Path:
+    """README.md beside weights.safetensors; any other file gets a page of its own name: a folder can hold several."""
+    return path.with_name("README.md" if path.stem == "weights" else f"{path.stem}.md")
+
+
+def _is_ours(page: Path) -> bool:
+    try:
+        return re.match(r"# [a-z0-9_]+: \w+\n", page.read_text(encoding="utf-8", errors="replace")) is not None
+    except OSError as error:
+        raise ConfigError(f"cannot read {page}: {error.strerror}") from None
 
 
 def _train(graph: Graph, data: Dataset, settings: TrainSettings, seed: int, path: Path, console: Console) -> Graph:
@@ -113,7 +150,7 @@ def _readme(
     flops = 2 * graph.macs({"N": 1, "T": length})
     recipe = "\n".join(f"- {key}: {value}" for key, value in plain["train"].items())
     why = " ".join(_reasons(model.name))
-    command = " ".join(["python -m mlperf_opt train", *overrides])
+    command = shlex.join(["python", "-m", "mlperf_opt", "train", *overrides])
     return f"""# {model.name}: {model.family}
 
 {parameters:,} parameters, {flops:,} FLOPs a sample. Trained on the {len(data.train):,} training samples of `{data.name}`;
