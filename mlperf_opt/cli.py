@@ -41,17 +41,22 @@ def main(words: Sequence[str] | None = None) -> int:
         _drop_output()
         return _CLOSED
     except MlperfOptError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_one_line(str(error))}", file=sys.stderr)
         return _USAGE
     except OSError as error:
         # A full disk, a folder without permission: the environment's fault, in one line.
-        where = f" {error.filename}" if error.filename else ""
+        where = f" {_one_line(str(error.filename))}" if error.filename else ""
         print(f"error: cannot write or read{where}: {error.strerror or error}", file=sys.stderr)
         _drop_output()
         return _USAGE
     except KeyboardInterrupt as interrupt:
         print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return _INTERRUPTED
+
+
+def _one_line(text: str) -> str:
+    """Show line feeds and whatever else would move the cursor as escapes: messages repeat what the user typed."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _drop_output() -> None:

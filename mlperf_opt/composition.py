@@ -38,10 +38,20 @@ def register_pipelines(config_dir: Path | None) -> None:
                 raise ConfigError(f"{path}: {key!r} has no place in a pipeline{did_you_mean(str(key), _PIPELINE_KEYS)}")
         if not isinstance(content.get("passes"), dict):
             raise ConfigError(f"{path}: expected passes: and below it the steps, each with its settings")
+        steps = {name: _with_defaults(name, given) for name, given in content["passes"].items()}
         # The defaults entry empties the list of passes that config.yaml selects.
-        store.store(
-            group="pipeline", name=path.stem, node={"defaults": [{"override /passes": []}], **content}, package="_global_"
-        )
+        node = {"defaults": [{"override /passes": []}], **content, "passes": steps}
+        store.store(group="pipeline", name=path.stem, node=node, package="_global_")
+
+
+def _with_defaults(name: Any, given: Any) -> Any:
+    """Return a step with all settings of its pass, so that each can be overridden on the command line."""
+    step = {} if given is None else given
+    if not isinstance(step, dict):
+        return step
+    pass_name = step.get("pass", name)
+    path = resource_dir("conf") / "passes" / f"{pass_name}.yaml"
+    return {**(_lint_file(path)[pass_name] if path.exists() else {}), **step}
 
 
 def lint_folder(folder: Path) -> None:

@@ -120,7 +120,7 @@ def test_a_models_name_is_a_plain_word(name):
 def test_a_seed_is_a_whole_number(seed):
     with pytest.raises(ConfigError, match=f"^seed={seed}: expected a whole number from 0 to 4294967295$"):
         check_seed(seed)
-    with pytest.raises(ConfigError, match="^seed="):
+    with pytest.raises(ConfigError, match=r"^seed="):
         build_config(_plain(seed=seed))
 
 
@@ -242,16 +242,16 @@ def test_too_small_a_transformer_is_refused(sizes, message):
 def test_too_few_outputs_are_refused():
     graph = model_settings({**MLP, "sizes": [64, 9]}).untrained(0)
     data = build_config(_plain()).data.load()
-    with pytest.raises(ConfigError, match="^model=mlp has 9 outputs, but data=digits has class 9$"):
+    with pytest.raises(ConfigError, match=r"^model=mlp has 9 outputs, but data=digits has class 9$"):
         check_fit(graph, data)
     few = Split(np.zeros((2, 1, 8, 8), np.float32), np.array([0, 8]))
     assert check_fit(graph, Dataset("few", "classification", few, few, few)) is None
 
 
 def test_a_pass_that_does_not_fit_the_model_is_refused_before_any_work():
-    with pytest.raises(PassError, match="^kv_cache: mlp has no attention"):
+    with pytest.raises(PassError, match=r"^kv_cache: mlp has no attention"):
         load(build_config(_plain(passes={"kv_cache": {}})))
-    with pytest.raises(PassError, match="^passes.small: prune: skip=fc9: no such weight or node"):
+    with pytest.raises(PassError, match=r"^passes.small: prune: skip=fc9: no such weight or node"):
         load(build_config(_plain(passes={"small": {"pass": "prune", "skip": ["fc9"]}})))
 
 

@@ -115,13 +115,15 @@ def quantize_weight(weight: Weight, axis: int | None, floor: Array | None = None
 def _bias_floor(graph: Graph, node: Node, grids: dict[str, tuple[Array, Array]]) -> Array | None:
     """Smallest weight scale per channel at which the int32 bias, at x_scale * w_scale, does not saturate.
 
-    It matters for channels whose weights are tiny, or pruned to zero, beside their bias.
+    It matters for channels whose weights are tiny, or pruned to zero, beside their bias. The product must not underflow
+    either: a scale of 0 has no codes.
     """
     name, _ = split_name(node.argument("bias"))
     if not name:
         return None
     x_scale = np.float64(grids[node.argument("x")][0])
-    return np.abs(graph.weights[name].dense().astype(np.float64)) / (x_scale * 2.0**24)
+    smallest = np.float64(np.finfo(np.float32).tiny)
+    return np.maximum(np.abs(graph.weights[name].dense().astype(np.float64)) / 2.0**24, smallest) / x_scale
 
 
 def _quantize_embeddings(graph: Graph) -> Graph:

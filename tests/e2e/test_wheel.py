@@ -1,5 +1,6 @@
 """The wheel, installed away from the checkout, in a folder that holds somebody else's conf/ and models/."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -7,6 +8,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import mlperf_opt
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.e2e
@@ -34,8 +37,10 @@ def test_the_wheel_carries_its_data_and_nothing_else(wheel):
     assert not [n for n in names if not n.startswith(("mlperf_opt/", "mlperf_opt-"))]
 
 
-def test_the_main_job_runs_beside_foreign_folders(wheel, tmp_path):
-    target, work = tmp_path / "site", tmp_path / "work"
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory):
+    """The wheel installed into a folder of its own."""
+    target = tmp_path_factory.mktemp("site")
     install = [
         sys.executable,
         "-m",
@@ -49,6 +54,24 @@ def test_the_main_job_runs_beside_foreign_folders(wheel, tmp_path):
         str(wheel),
     ]
     subprocess.run(install, check=True, capture_output=True, timeout=120)
+    return target
+
+
+def test_the_console_script_is_the_same_program(site, tmp_path):
+    script = next((site / "bin").glob("mlperf-opt*"))
+    command = [sys.executable, "-P", str(script)]
+    env = {**os.environ, "PYTHONPATH": str(site)}
+    version, mistake = (
+        subprocess.run([*command, word], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
+        for word in ("--version", "passes=[quant,prun]")
+    )
+    assert (version.returncode, version.stdout) == (0, f"mlperf_opt {mlperf_opt.__version__}\n")
+    assert mistake.returncode == 2 and "did you mean 'prune'" in mistake.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_main_job_runs_beside_foreign_folders(site, tmp_path):
+    target, work = site, tmp_path / "work"
     for foreign in ("conf", "models"):
         (work / foreign).mkdir(parents=True)
         (work / foreign / "__init__.py").write_text("raise RuntimeError('a foreign package was imported')")

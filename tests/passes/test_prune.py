@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pass_graphs import calibration_data, f32, linear_graph, run_pass
 
@@ -35,6 +35,7 @@ def test_zeros_are_counted_exactly(sparsity, zeros, weight, scope):
     assert (_values(_pruned(graph, sparsity=sparsity, scope=scope), "fc1") == 0).sum() == zeros
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.floats(0, 0.999), st.integers(0, 2**32 - 1))
 def test_the_smallest_magnitudes_go(size, sparsity, seed):
     values = np.random.default_rng(seed).integers(-5, 6, (1, size)).astype(np.float32)
@@ -51,6 +52,13 @@ def test_half_of_equal_weights_is_half():
     graph = linear_graph((np.ones((4, 8), np.float32), None), (np.ones((2, 4), np.float32), None))
     pruned = _pruned(graph, sparsity=0.5)
     assert (_values(pruned, "fc1") == 0).sum() + (_values(pruned, "fc2") == 0).sum() == 20
+
+
+def test_of_equal_magnitudes_the_first_go():
+    values = np.tile([2, -1, 1, 3], 250).reshape(10, 100).astype(np.float32)
+    pruned = _values(_pruned(linear_graph((values, None)), sparsity=0.25), "fc1").reshape(-1)
+    ones = np.flatnonzero(np.abs(values.reshape(-1)) == 1)
+    assert np.flatnonzero(pruned == 0).tolist() == ones[:250].tolist()
 
 
 def test_global_takes_the_smallest_of_the_network():

@@ -1,0 +1,99 @@
+"""Ctrl-C: one line, exit 130, whole files only; and training goes on to the weights that it would have had."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from cli_process import command, environment, leftovers, run
+
+from mlperf_opt import cli
+from mlperf_opt.commands import train as train_command
+from mlperf_opt.training import EpochReport
+from mlperf_opt.training import loop as loop_module
+
+pytestmark = pytest.mark.cli
+
+
+def interrupted_when(folder, words, condition):
+    """Start a command, send SIGINT once ``condition()`` holds, and return (status, stderr)."""
+    process = subprocess.Popen(
+        words, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    end = time.monotonic() + 60
+    while not condition() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    # CPython ends a process by the signal itself where exec() was interrupted; a shell shows 130 for both
+    return (130 if process.returncode == -signal.SIGINT else process.returncode), err
+
+
+def test_a_run_keeps_its_finished_steps(tmp_path):
+    run_folder = tmp_path / "run"
+    words = command("passes=[quant,prune]", "hydra.run.dir=run", "measure.seconds=2")
+    status, err = interrupted_when(tmp_path, words, (run_folder / "summary.md").exists)
+    assert status == 130
+    assert err == "interrupted: finished steps are on disk\n"
+    rows = pd.read_csv(run_folder / "metrics.csv")
+    assert rows["name"].tolist() == ["baseline"] and rows["status"].tolist() == ["VALID"]
+    assert (run_folder / "summary.md").exists() and (run_folder / "run.json").exists()
+    assert not leftovers(tmp_path)
+
+
+def test_training_resumes_to_the_same_weights(tmp_path):
+    """A checkpoint after each epoch instead of each few seconds, or the test would take long."""
+    settings = ["model=mlp", "train.epochs=300"]
+    code = "import sys; from mlperf_opt import cli; from mlperf_opt.commands import train; train._CHECKPOINT_SECONDS = 0;"
+    words = [sys.executable, "-c", f"{code} sys.exit(cli.main(sys.argv[1:]))", "train", *settings, "save=a/w.safetensors"]
+    checkpoint = tmp_path / "a" / "w.checkpoint"
+    status, err = interrupted_when(tmp_path, words, checkpoint.exists)
+    assert status == 130
+    assert err == "interrupted: the same command goes on from the checkpoint\n"
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["w.checkpoint"]
+    assert run(tmp_path, "train", *settings, "save=a/w.safetensors").returncode == 0
+    assert run(tmp_path, "train", *settings, "save=b/w.safetensors").returncode == 0
+    assert (tmp_path / "a" / "w.safetensors").read_bytes() == (tmp_path / "b" / "w.safetensors").read_bytes()
+    assert not checkpoint.exists()
+
+
+@pytest.fixture
+def stops_after(monkeypatch):
+    """Return a function: from now on training is interrupted when it reports that epoch."""
+    healthy = loop_module.EpochReport
+
+    def arm(last):
+        def report(epoch, *rest):
+            if epoch == last:
+                raise KeyboardInterrupt
+            return healthy(epoch, *rest)
+
+        monkeypatch.setattr(loop_module, "EpochReport", report)
+
+    return arm
+
+
+def test_what_was_trained_otherwise_is_not_gone_on_with(tmp_path, monkeypatch, capsys, stops_after):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train_command, "_CHECKPOINT_SECONDS", 0.0)
+    words = ["train", "model=mlp", "save=w.safetensors"]
+    stops_after(3)
+    assert cli.main([*words, "train.epochs=6"]) == 130
+    assert EpochReport is not loop_module.EpochReport
+    capsys.readouterr()
+    assert cli.main([*words, "train.epochs=7"]) == 2
+    assert "w.checkpoint is no checkpoint of this training" in capsys.readouterr().err
+    (tmp_path / "w.checkpoint").write_bytes(b"junk")
+    assert cli.main([*words, "train.epochs=6"]) == 2
+    assert "w.checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "w.safetensors").exists()
+
+
+def test_without_a_checkpoint_nothing_is_promised(tmp_path, monkeypatch, capsys, stops_after):
+    monkeypatch.chdir(tmp_path)
+    stops_after(2)
+    assert cli.main(["train", "model=mlp", "train.epochs=6", "save=w.safetensors"]) == 130
+    assert capsys.readouterr().err == "interrupted: no checkpoint was due yet\n"
+    assert list(tmp_path.iterdir()) == []
