@@ -19,13 +19,14 @@ class StateSession:
     """Implements `Session` over one function of a runtime.
 
     ``run(tokens (N, T), lengths (N,), state) -> (logits (N, T, V), next state)`` may reuse the buffers of ``state``.
+    A runtime that keeps its caches in another layout gives the fresh ``state``.
     """
 
-    def __init__(self, graph: Graph, batch: int, max_length: int, run: Run) -> None:
+    def __init__(
+        self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None
+    ) -> None:
         check_limits(graph, batch, max_length)
-        dims = {"N": batch, "L": max_length}
-        specs = {state.name: state.spec.bound(dims) for state in graph.state}
-        self._state = {name: np.zeros(tuple(map(int, spec.shape)), spec.dtype) for name, spec in specs.items()}
+        self._state = fresh_state(graph, batch, max_length) if state is None else state
         self._max_length = max_length
         self._batch = batch
         self._run = run
@@ -80,6 +81,13 @@ class StateSession:
             raise SessionError(f"the cache is full: {held}, {lengths[row]} more don't fit")
         logits, self._state = self._run(tokens, lengths, self._state)
         return logits
+
+
+def fresh_state(graph: Graph, batch: int, max_length: int) -> dict[str, Array]:
+    """Return the graph's state as its specs say, zeros."""
+    dims = {"N": batch, "L": max_length}
+    specs = {state.name: state.spec.bound(dims) for state in graph.state}
+    return {name: np.zeros(tuple(map(int, spec.shape)), spec.dtype) for name, spec in specs.items()}
 
 
 def check_limits(graph: Graph, batch: int, max_length: int) -> None:

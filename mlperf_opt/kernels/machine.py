@@ -1,0 +1,106 @@
+"""The machine: runs a program, an array of instructions, over chunks of a batch. Nothing is compiled per network.
+
+A program's first field is the opcode. `run` is one native call for a whole batch.
+"""
+
+from __future__ import annotations
+
+from mlperf_opt.kernels import attention as _attention
+from mlperf_opt.kernels import elementwise as _elementwise
+from mlperf_opt.kernels import images as _images
+from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, WIDTH, field
+from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.product import product as _product
+from mlperf_opt.kernels.simd import load_int, store_int
+
+(
+    PRODUCT, RELU, GELU, ADD, SOFTMAX, LAYER_NORM, EMBEDDING, POSITION_TABLE, QUANTIZE, ROW_GRIDS, PACK_IMAGE, UNPACK_IMAGE,
+    QUANTIZE_IMAGE, MAX_POOL, AVERAGE_POOL, ATTENTION, CACHE_WRITE, CACHED_ATTENTION, COPY,
+) = range(19)  # fmt: skip
+_INSTRUCTION_BYTES = 8 * WIDTH
+# A job: what `run` wants to know, as int64 at these places.
+PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP = range(6)
+JOB_WIDTH = 6
+
+_relu, _gelu, _add, _softmax = _elementwise.relu, _elementwise.gelu, _elementwise.add_rows, _elementwise.softmax
+_layer_norm, _embedding, _positions = _elementwise.layer_norm, _elementwise.embedding, _elementwise.positions
+_quantize, _row_grids = _elementwise.quantize, _elementwise.row_grids
+_pack, _unpack, _quantize_image = _images.pack_image, _images.unpack_image, _images.quantize_image
+_max_pool, _average_pool = _images.max_pool, _images.average_pool
+_copy = _elementwise.copy
+_attend, _write, _attend_cached = _attention.attention, _attention.cache_write, _attention.cached_attention
+
+
+@kernel()
+def _step(instruction, memories, sequence_of_state, sequences, time):
+    """One instruction, on ``sequences`` x ``time`` rows."""
+    rows = sequences * time
+    opcode = field(instruction, 0)
+    if opcode == PRODUCT:
+        _product(instruction, memories, rows)
+    elif opcode == RELU:
+        _relu(instruction, memories, rows)
+    elif opcode == GELU:
+        _gelu(instruction, memories, rows)
+    elif opcode == ADD:
+        _add(instruction, memories, rows)
+    elif opcode == SOFTMAX:
+        _softmax(instruction, memories, rows)
+    elif opcode == LAYER_NORM:
+        _layer_norm(instruction, memories, rows)
+    elif opcode == EMBEDDING:
+        _embedding(instruction, memories, rows)
+    elif opcode == POSITION_TABLE:
+        _positions(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
+    elif opcode == QUANTIZE:
+        _quantize(instruction, memories, rows)
+    elif opcode == ROW_GRIDS:
+        _row_grids(instruction, memories, rows)
+    elif opcode == PACK_IMAGE:
+        _pack(instruction, memories, rows)
+    elif opcode == UNPACK_IMAGE:
+        _unpack(instruction, memories, rows)
+    elif opcode == QUANTIZE_IMAGE:
+        _quantize_image(instruction, memories, rows)
+    elif opcode == MAX_POOL:
+        _max_pool(instruction, memories, rows)
+    elif opcode == AVERAGE_POOL:
+        _average_pool(instruction, memories, rows)
+    elif opcode == COPY:
+        _copy(instruction, memories, rows)
+    elif opcode == ATTENTION:
+        _attend(instruction, memories, sequences, time)
+    elif opcode == CACHE_WRITE:
+        lengths, offsets = load_int(memories + 8 * LENGTHS), load_int(memories + 8 * POSITIONS)
+        _write(instruction, memories, lengths, offsets, sequence_of_state, sequences, time)
+    elif opcode == CACHED_ATTENTION:
+        _attend_cached(instruction, memories, load_int(memories + 8 * POSITIONS), sequence_of_state, sequences, time)
+
+
+@kernel(
+    "void(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), Array(int64, 1, 'C', readonly=True), "
+    "Array(int64, 1, 'C', readonly=True), int64, int64, int64)"
+)
+def run(job, x, out, lengths, positions, first, last, time):
+    """Run a program on the sequences ``first`` to ``last`` of a batch, a chunk at a time.
+
+    Args:
+        job: address of JOB_WIDTH int64.
+        x: the batch: float32, or int64 tokens seen as float32.
+        out: room for the outputs.
+        lengths: new places of each sequence, with a cache.
+        positions: places that each sequence holds, with a cache.
+        first, last: sequences (rows, where there is no time).
+        time: rows of a sequence, 1 where there is no time.
+    """
+    program, count, memories = field(job, PROGRAM), field(job, COUNT), field(job, MEMORY_TABLE)
+    chunk = max(1, field(job, CHUNK) // time)
+    while first < last:
+        now = min(chunk, last - first)
+        store_int(memories + 8 * INPUT, x.ctypes.data + first * time * field(job, INPUT_STEP))
+        store_int(memories + 8 * OUTPUT, out.ctypes.data + first * time * field(job, OUTPUT_STEP))
+        store_int(memories + 8 * LENGTHS, lengths.ctypes.data + 8 * first)
+        store_int(memories + 8 * POSITIONS, positions.ctypes.data + 8 * first)
+        for i in range(count):
+            _step(program + i * _INSTRUCTION_BYTES, memories, first, now, time)
+        first += now

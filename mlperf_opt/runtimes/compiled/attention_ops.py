@@ -1,0 +1,70 @@
+"""Lowering of attention, whole and on a cache."""
+
+from __future__ import annotations
+
+from mlperf_opt.graph import Graph, Node, State
+from mlperf_opt.kernels import machine
+from mlperf_opt.kernels.simd import LANES
+from mlperf_opt.runtimes.compiled.program import Program
+
+_FLOAT = 4
+
+
+def lower_attention(program: Program, node: Node) -> None:
+    """attention over whole sequences."""
+    q, k, v = (program.value(name) for name in node.inputs)
+    out = program.new(node)
+    heads = int(node.attributes["heads"])
+    width = out.count // heads
+    places = padded(program.rows)
+    scratch = program.scratch(_FLOAT * places * (width + 1))  # the keys of a head, transposed, and scores
+    program.emit(
+        machine.ATTENTION, q.start(), k.start(), v.start(), out.start(), q.row_step, k.row_step, v.row_step, out.row_step,
+        heads, width, int(node.attributes["causal"]), scratch,
+    )  # fmt: skip
+
+
+def lower_cache_write(program: Program, node: Node) -> None:
+    """cache_write: keys are kept transposed. The places of a state are filled in when a session starts."""
+    cache, new = node.argument("cache"), program.value(node.argument("new"))
+    heads, width = (int(d) for d in (program.graph.specs[cache].shape[i] for i in (1, 3)))
+    keys = int(holds_keys(program.graph, cache))
+    program.emit(
+        machine.CACHE_WRITE, program.state(cache), new.start(), new.row_step, keys, 0, 0, 0, 0, heads, width, 0, 0, 0
+    )
+
+
+def lower_cached_attention(program: Program, node: Node) -> None:
+    """cached_attention: reads what cache_write has put there."""
+    updates = {state.update: state.name for state in program.graph.state}
+    keys, values = (program.state(updates[node.argument(a)]) for a in ("keys", "values"))
+    q, out = program.value(node.argument("q")), program.new(node)
+    heads = int(node.attributes["heads"])
+    scratch = program.scratch(_FLOAT * padded(program.rows))
+    program.emit(
+        machine.CACHED_ATTENTION, q.start(), keys, values, out.start(), q.row_step, 0, 0, out.row_step, heads,
+        out.count // heads, 1, scratch, 0,
+    )  # fmt: skip
+
+
+def lower_advance(_program: Program, _node: Node) -> None:
+    """advance: the session moves the positions itself."""
+
+
+def padded(places: int) -> int:
+    """Places of a row of transposed keys: whole vectors."""
+    return -(-places // LANES) * LANES
+
+
+def holds_keys(graph: Graph, state: str) -> bool:
+    """Whether a state is read as keys (or as values)."""
+    update = next(s.update for s in graph.state if s.name == state)
+    return any(node.op == "cached_attention" and node.argument("keys") == update for node in graph.nodes)
+
+
+def state_floats(graph: Graph, state: State, batch: int, length: int) -> int:
+    """float32 of a cache as the kernels keep it: keys (N, heads, d, L), values (N, heads, L, d), rows of whole vectors."""
+    _, heads, _, width = state.spec.shape
+    if not holds_keys(graph, state.name):
+        width = -(-int(width) // LANES) * LANES
+    return batch * int(heads) * int(width) * padded(length)

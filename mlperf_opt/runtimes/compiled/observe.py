@@ -1,0 +1,81 @@
+"""Node by node: run each node's instructions and read its value back, as numpy would lay it out."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.graph import Graph
+from mlperf_opt.kernels import machine
+from mlperf_opt.kernels.instruction import OUTPUT
+from mlperf_opt.runtimes.base import Observer
+from mlperf_opt.runtimes.compiled.attention_ops import holds_keys, padded
+from mlperf_opt.runtimes.compiled.layout import Value
+from mlperf_opt.runtimes.compiled.program import Program
+from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
+
+Array = NDArray[Any]
+
+
+def observe(graph: Graph, program: Program, state: dict[str, Array], x: Array, observer: Observer) -> Array:
+    """Run ``program``, which has room for all rows of ``x`` at once, and tell the observer of every node.
+
+    Returns:
+        the graph's first output.
+    """
+    timed = "T" in next(iter(graph.inputs.values())).shape
+    sequences, length = x.shape[:2] if timed else (len(x), 1)
+    constants = aligned_bytes(program.constants.nbytes)
+    constants[:] = program.constants
+    worker = Worker(program, constants, state, length)
+    spec = graph.specs[graph.outputs[0]]
+    dims: dict[str, int] = {"N": sequences, "T": length, "L": length}
+    out = np.empty(tuple(map(int, spec.bound(dims).shape)), spec.dtype)
+    lengths, positions = np.full(sequences, length, np.int64), np.zeros(sequences, np.int64)
+    arguments = (x.reshape(-1).view(np.float32), out.reshape(-1), lengths, positions, 0, sequences, length)
+    for node in graph.nodes:
+        job = worker.part(program.spans[node.output])
+        started = time.perf_counter_ns()
+        machine.run(job.ctypes.data, *arguments)
+        taken = time.perf_counter_ns() - started
+        shape = tuple(map(int, graph.specs[node.output].bound(dims).shape))
+        if node.op == "advance":
+            value = positions + lengths
+        elif node.op == "cache_write":
+            value = _cache(graph, state, node.argument("cache"), shape)
+        else:
+            value = _read(program.made[node.output], worker.arena, out, sequences * length).reshape(shape)
+        observer(node, value.astype(graph.specs[node.output].dtype, copy=False), taken)
+    machine.run(worker.part(program.spans[""]).ctypes.data, *arguments)
+    return out
+
+
+def _read(value: Value, arena: Array, out: Array, rows: int) -> Array:
+    if value.memory == OUTPUT:
+        return out.copy()
+    dtype = np.dtype(value.dtype)
+    if value.image is None:
+        shape, strides = (rows, value.count), (value.row_step, dtype.itemsize)
+        start = value.offset
+    else:
+        c, h, w = value.image
+        shape, strides = (rows, c, h, w), (value.row_step, dtype.itemsize, value.line_step, value.pixel_step)
+        start = value.start() - value.start(value.halo) + value.offset
+    last = start + sum((n - 1) * step for n, step in zip(shape, strides, strict=True)) + dtype.itemsize
+    whole = arena[start:last]
+    view = np.ndarray(shape, dtype, whole, strides=strides)
+    return view.reshape(rows, *value.shape).copy()
+
+
+def _cache(graph: Graph, state: dict[str, Array], name: str, shape: tuple[int, ...]) -> Array:
+    batch, heads, length, width = shape
+    places = padded(length)
+    if holds_keys(graph, name):
+        return state[name].reshape(batch, heads, width, places)[..., :length].transpose(0, 1, 3, 2).copy()
+    wide = math.prod(state[name].shape) // (batch * heads * places)
+    return state[name].reshape(batch, heads, places, wide)[:, :, :length, :width].copy()
+

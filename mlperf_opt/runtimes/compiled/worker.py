@@ -1,0 +1,68 @@
+"""One thread's memory, and the job that the machine reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.graph import POSITION
+from mlperf_opt.kernels import machine
+from mlperf_opt.kernels.attention import CAPACITY
+from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, MEMORIES
+from mlperf_opt.kernels.machine import CHUNK, COUNT, INPUT_STEP, JOB_WIDTH, MEMORY_TABLE, OUTPUT_STEP, PROGRAM
+from mlperf_opt.runtimes.compiled.attention_ops import padded
+from mlperf_opt.runtimes.compiled.layout import LINE
+from mlperf_opt.runtimes.compiled.program import Program
+
+Array = NDArray[Any]
+_ON_STATE = (machine.CACHE_WRITE, machine.CACHED_ATTENTION)
+
+
+def aligned_bytes(size: int) -> Array:
+    """Zeros, uint8, at an address that is a multiple of a cache line."""
+    raw = np.zeros(size + LINE, np.uint8)
+    skip = -raw.ctypes.data % LINE
+    return raw[skip : skip + size]
+
+
+class Worker:
+    """An arena, a table of memories, and a job. Two threads have two; two sessions have two.
+
+    Attributes:
+        address: of the job that runs the whole program.
+    """
+
+    def __init__(
+        self, program: Program, constants: Array, state: Mapping[str, Array] | None = None, length: int = 0
+    ) -> None:
+        self.arena = aligned_bytes(program.arena.size + LINE)
+        for offset, size, byte in program.arena.fills:
+            self.arena[offset : offset + size] = byte
+        self._table = np.zeros(MEMORIES, np.int64)
+        self._table[ARENA], self._table[CONSTANTS] = self.arena.ctypes.data, constants.ctypes.data
+        self._instructions = program.instructions.copy()
+        # the job holds addresses of these, so they must stay alive
+        self._alive = (constants, state)
+        if state:
+            for i, name in enumerate(s.name for s in program.graph.state):
+                if name != POSITION:
+                    self._table[FIRST_STATE + i] = state[name].ctypes.data
+            self._instructions[np.isin(self._instructions[:, 0], _ON_STATE), CAPACITY] = padded(length)
+        x, out = program.values[next(iter(program.graph.inputs))], program.output
+        self._job = np.zeros(JOB_WIDTH, np.int64)
+        self._job[PROGRAM], self._job[COUNT] = self._instructions.ctypes.data, len(self._instructions)
+        self._job[MEMORY_TABLE], self._job[CHUNK] = self._table.ctypes.data, program.rows
+        self._job[INPUT_STEP] = math.prod(x.shape) * x.itemsize
+        self._job[OUTPUT_STEP] = math.prod(out.shape) * out.itemsize
+        self.address = self._job.ctypes.data
+
+    def part(self, span: slice) -> Array:
+        """Return the job of a part of the program; it must stay alive while its address is used."""
+        job = self._job.copy()
+        job[PROGRAM] += span.start * self._instructions.strides[0]
+        job[COUNT] = span.stop - span.start
+        return job
