@@ -161,11 +161,11 @@ def finish_real(b: ir.IRBuilder, total: Any, given: dict[str, Any], column: Any,
 
 _OPERANDS = ("x", "row_step", "segments", "segment_step", "groups", "weight", "panel_step", "out", "out_step", "columns")
 _FLOAT_FINISH = ("bias", "scale")
-_INT8_FINISH = ("to_codes", "bias", "scale", "zero", "row_scale", "row_zero", "scales_step", "sums", "real_bias")
+INT8_FINISH = ("to_codes", "bias", "scale", "zero", "row_scale", "row_zero", "scales_step", "sums", "real_bias")
 
 
-def _switch(b: ir.IRBuilder, chosen: Any, cases: int) -> Iterator[int]:
-    """Emit a switch: whatever is emitted for a yielded case belongs to it."""
+def variants(b: ir.IRBuilder, chosen: Any, cases: int) -> Iterator[int]:
+    """Emit a switch over variants of a kernel: what is emitted while a case is yielded belongs to it."""
     end, unknown = b.append_basic_block("end"), b.append_basic_block("unknown")
     blocks = [b.append_basic_block(f"case{case}") for case in range(cases)]
     switch = b.switch(chosen, unknown)
@@ -185,7 +185,7 @@ def _float_tile(kind: int) -> Any:
     @instruction(types.none, *kinds)
     def float_tile(b: Any, shape: Any, *values: Any) -> None:
         given = dict(zip((*_OPERANDS, *_FLOAT_FINISH, "low"), values, strict=True))
-        for case in _switch(b, shape, len(shapes_of(kind))):
+        for case in variants(b, shape, len(shapes_of(kind))):
             panels, rows = shapes_of(kind)[case]
             sums = _accumulate(b, kind, panels, rows, *values[:7])
             _store_all(b, sums, given, 4, lambda total, column, _row: _finish_float(b, kind, total, given, column))
@@ -194,13 +194,13 @@ def _float_tile(kind: int) -> Any:
 
 
 def _int8_tile(kind: int) -> Any:
-    kinds = (types.int64, *[types.int64] * (len(_OPERANDS) + len(_INT8_FINISH)), types.float32)
+    kinds = (types.int64, *[types.int64] * (len(_OPERANDS) + len(INT8_FINISH)), types.float32)
 
     @instruction(types.none, *kinds)
     def int8_tile(b: Any, shape: Any, *values: Any) -> None:
-        given = dict(zip((*_OPERANDS, *_INT8_FINISH, "low"), values, strict=True))
+        given = dict(zip((*_OPERANDS, *INT8_FINISH, "low"), values, strict=True))
         to_codes = b.icmp_signed("!=", given["to_codes"], number(0))
-        for case in _switch(b, shape, len(shapes_of(kind))):
+        for case in variants(b, shape, len(shapes_of(kind))):
             panels, rows = shapes_of(kind)[case]
             sums = _accumulate(b, kind, panels, rows, *values[:7])
             with b.if_else(to_codes) as (codes, reals):

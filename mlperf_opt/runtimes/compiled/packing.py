@@ -41,10 +41,9 @@ def pack_floats(weight: Array) -> Array:
     return np.ascontiguousarray(filled.reshape(-1, LANES, segments, k).transpose(0, 2, 3, 1))
 
 
-def pack_int8(weight: Array) -> Array:
+def pack_int8(weight: Array, groups: int) -> Array:
     """int8 (M, S, K) -> [panel][segment][group][16 columns][4 inputs], zeros where a group or panel is filled up."""
     m, segments, k = weight.shape
-    groups = -(-k // GROUP)
     filled = np.zeros((panels_of(m) * LANES, segments, groups * GROUP), np.int8)
     filled[:m, :, :k] = weight
     split = filled.reshape(-1, LANES, segments, groups, GROUP)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.graph import Node
-from mlperf_opt.kernels import machine
+from mlperf_opt.kernels import amx, machine
 from mlperf_opt.kernels.jit import features
 from mlperf_opt.kernels.simd import LANES
 from mlperf_opt.kernels.tiles import CODES, FLOAT, HALF, INT8, INT8_PORTABLE
@@ -26,6 +26,7 @@ from mlperf_opt.runtimes.compiled.packing import (
 from mlperf_opt.runtimes.compiled.program import Program
 
 Array = NDArray[Any]
+_TILE_FROM = 48  # inputs of a segment: with fewer, most of a 64-byte tile would be filled up
 _LARGEST = np.finfo(np.float32).max
 
 
@@ -91,7 +92,10 @@ def lower_codes(program: Program, node: Node) -> None:
     codes = program.weight(node.argument("weight"))
     x, weight, (image_step, line_step, row_step, lines, pixels, segment_step) = _geometry(program, node, codes)
     columns, segments, k = weight.shape
+    on_tiles = amx.available() and not program.portable and k >= _TILE_FROM
     groups = -(-k // GROUP)
+    if on_tiles:
+        groups = -(-groups // amx.GROUPS_OF_TILE) * amx.GROUPS_OF_TILE
     sums = weight.sum(axis=(1, 2), dtype=np.int64)
     w_scale, y_scale = program.weight(node.argument("w_scale")), node.argument("y_scale")
     bias_name = node.argument("bias")
@@ -118,13 +122,15 @@ def lower_codes(program: Program, node: Node) -> None:
     out = program.new(node, image=codes.ndim == 4, exact=True)
     vnni = "avx512vnni" in features() and not program.portable
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
+    rows = min(amx.ROWS, pixels or amx.ROWS)
     program.emit(
-        machine.PRODUCT, INT8 if vnni else INT8_PORTABLE, _input_start(node, x, codes), image_step, line_step, row_step, lines,
-        pixels, segments, segment_step, groups, program.constant(pack_int8(weight)), panels_of(columns), out.start(),
+        machine.TILE_PRODUCT if on_tiles else machine.PRODUCT, INT8 if vnni else INT8_PORTABLE, _input_start(node, x, codes), image_step, line_step, row_step, lines,
+        pixels, segments, segment_step, groups, program.constant(pack_int8(weight, groups)), panels_of(columns), out.start(),
         *_out_steps(out), columns, program.constant(per_column(integer, columns, np.int32)),
         program.constant(per_column(scale, columns, np.float32)), float_bits(low), 1 if y_scale else 0, y_zero,
         row_scale, row_zero, scale_step if codes.ndim == 4 else 0, 0 if codes.ndim == 4 else scale_step,
-        program.constant(per_column(sums, columns, np.int32)), program.constant(per_column(real, columns, np.float32)), 0,
+        program.constant(per_column(sums, columns, np.int32)), program.constant(per_column(real, columns, np.float32)),
+        program.scratch(amx.SCRATCH_BYTES) if on_tiles else 0, program.constant(amx.configuration(rows)) if on_tiles else 0,
     )  # fmt: skip
     _activate(program, node, out)
 
