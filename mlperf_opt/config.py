@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from mlperf_opt.networks import FAMILIES, Network
 from mlperf_opt.passes import PASSES, Pass
 from mlperf_opt.report import Promise
 from mlperf_opt.resources import resource_dir
-from mlperf_opt.runtimes import RUNTIMES, Runtime
+from mlperf_opt.runtimes import RUNTIMES, Runtime, RuntimeOptions
 from mlperf_opt.settings import build_settings, require
 
 BASELINE = "baseline"  # the name of step 0, and of `from: baseline`
@@ -63,20 +63,21 @@ class ModelSettings:
 
 @dataclass(frozen=True)
 class RuntimeSettings:
-    """What executes the graphs, on how many threads of BLAS."""
+    """What executes the graphs, and how (see `runtimes.base.RuntimeOptions`)."""
 
-    name: str = "numpy"
+    name: str = "compiled"
     threads: int = 1
+    isa: Literal["auto", "portable"] = "auto"
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
 
     @property
     def runtime(self) -> Runtime:
-        """The runtime of that name."""
+        """The runtime of that name, with these options. Raises `ConfigError` where there is none, or it can't run here."""
         if self.name not in RUNTIMES:
             raise ConfigError(f"runtime.name={self.name}: no such runtime{did_you_mean(self.name, RUNTIMES)}")
-        return RUNTIMES[self.name]
+        return RUNTIMES[self.name].configured(RuntimeOptions(self.threads, self.isa))
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from numpy.typing import NDArray
 from mlperf_opt.data import Dataset
 from mlperf_opt.graph import Graph
 from mlperf_opt.measure import Quality, accuracy, exact_match, flips, peak_bytes, samples_per_second, time_pair
-from mlperf_opt.runtimes import Executable, Runtime, complete, greedy, stepwise
+from mlperf_opt.runtimes import NUMPY, Executable, Runtime, complete, greedy, stepwise
 from mlperf_opt.settings import require
 
 Array = NDArray[Any]
 
 _QUALITY_BATCH = 256
 _EXACT_ROWS = 32  # sequences or images that the check of an exact pass looks at
+_REFERENCE_ROWS = 64
 _THROUGHPUT_SHARE = 0.2  # of the time for latencies
 _GENERATION_SHARE = 0.4
 
@@ -60,6 +61,7 @@ class Subject:
     def __init__(self, graph: Graph, runtime: Runtime, data: Dataset, batch: int) -> None:
         self.graph = graph
         self.executable: Executable = runtime.prepare(graph)
+        self._reference = None if runtime.name == NUMPY.name else NUMPY
         self._data = data
         self._inputs = prompts(data) if data.task == "completion" else data.test.inputs
         starts = range(0, len(self._inputs) - batch + 1, batch)
@@ -113,6 +115,16 @@ class Subject:
                 break
         rounds = {first: values[len(values) // 4 :] for first, values in taken.items()}
         return median(rounds[True]) / 1000, median(rounds[False]) / 1000
+
+    def against_reference(self) -> tuple[float | None, str]:
+        """Return (largest difference to the numpy runtime, what is wrong with it), over part of the calibration split."""
+        if self._reference is None:
+            return None, ""
+        rows = self._data.calibration.inputs[:_REFERENCE_ROWS]
+        expected, actual = self._reference.prepare(self.graph)(rows), self.executable(rows)
+        fact = difference(expected, actual, is_quantized(self.graph))
+        worst = float(np.abs(expected - actual).max()) if expected.shape == actual.shape else None
+        return worst, f"differs from the numpy runtime: {fact}" if fact else ""
 
     def state_bytes(self) -> int | None:
         """Return the bytes of the state that a query allocates, None for a graph without state."""
@@ -183,6 +195,7 @@ def measure(
     quality = subject.quality
     fixed, broken = flips(baseline.quality.correct, quality.correct)
     delta = quality.value - baseline.quality.value
+    reference, disagreement = subject.against_reference()
     timing = time_pair(baseline.query, subject.query, seconds=settings.seconds, seed=seed)
     throughput, throughput_batch = subject.throughput(settings.throughput_batch, settings.seconds * _THROUGHPUT_SHARE)
     columns: dict[str, Any] = {
@@ -205,12 +218,13 @@ def measure(
         "speedup_high": timing.speedup_high,
         "noise_low": timing.noise_low,
         "noise_high": timing.noise_high,
+        "reference_max_abs_diff": reference,
         "state_bytes": subject.state_bytes(),
-        "peak_activation_bytes": peak_bytes(lambda: subject.query(0)),
+        "peak_activation_bytes": subject.executable.workspace_bytes + peak_bytes(lambda: subject.query(0)),
     }
     if data.task == "completion":
         columns["prefill_us"], columns["token_us"] = subject.generation(settings.seconds * _GENERATION_SHARE)
-    faults = [fact for fact in (subject.timed_difference(),) if fact]
+    faults = [fact for fact in (subject.timed_difference(), disagreement) if fact]
     if quality.nan_rows:
         faults.append(f"{quality.nan_rows} outputs are not a number")
     return columns, faults, list(timing.notes)

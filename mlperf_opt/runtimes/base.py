@@ -7,11 +7,13 @@ prefill of whole sequences), and can be started as a session that keeps its stat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
+from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph, Node
 
 Array = NDArray[Any]
@@ -54,6 +56,11 @@ class Executable(Protocol):
 
     graph: Graph
 
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of activations that were allocated once, before the first call; a call's own come on top."""
+        ...
+
     def __call__(self, *inputs: Array) -> Array:
         """Run the graph and return its first output.
 
@@ -77,13 +84,48 @@ class Executable(Protocol):
 
 
 @dataclass(frozen=True)
+class RuntimeOptions:
+    """How a runtime executes.
+
+    Attributes:
+        threads: for batch work; results don't depend on it.
+        isa: auto (the fastest instructions that the CPU has) or portable (int8 products without the CPU's instructions for
+            them, which gives the same results).
+    """
+
+    threads: int = 1
+    isa: Literal["auto", "portable"] = "auto"
+
+
+@dataclass(frozen=True)
 class Runtime:
     """A named way to execute graphs.
 
     Attributes:
         name: its name in configurations and records.
-        prepare: graph -> executable; raises `GraphError` for an op that it lacks.
+        make: (graph, options) -> executable; raises `GraphError` for an op that it lacks.
+        options: how.
+        requires: modules that must be installed.
+        advice: what to do where one is not.
     """
 
     name: str
-    prepare: Callable[[Graph], Executable]
+    make: Callable[[Graph, RuntimeOptions], Executable]
+    options: RuntimeOptions = RuntimeOptions()
+    requires: tuple[str, ...] = ()
+    advice: str = ""
+
+    def prepare(self, graph: Graph) -> Executable:
+        """Return the graph, ready to be called."""
+        return self.make(graph, self.options)
+
+    def configured(self, options: RuntimeOptions) -> Runtime:
+        """Return this runtime with other options.
+
+        Raises:
+            ConfigError: a module that it needs is not installed.
+        """
+        for module in self.requires:
+            if find_spec(module) is None:
+                raise ConfigError(f"runtime={self.name} needs {module}, which is not installed: {self.advice}")
+        return replace(self, options=options)

@@ -48,6 +48,10 @@ class NumpyExecutable:
             for node in graph.nodes
         ]
 
+    @property
+    def workspace_bytes(self) -> int:
+        return 0
+
     def __call__(self, *inputs: Array) -> Array:
         return self._call(inputs, None)
 
@@ -121,4 +125,4 @@ def intermediate_values(graph: Graph, names: set[str], *inputs: Array) -> dict[s
     return found
 
 
-NUMPY = Runtime("numpy", NumpyExecutable)
+NUMPY = Runtime("numpy", lambda graph, _options: NumpyExecutable(graph))

@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 from mlperf_opt.graph import Graph
-from mlperf_opt.runtimes.base import Executable, Runtime
+from mlperf_opt.runtimes.base import Executable, Runtime, RuntimeOptions
 
 
-def _prepare(graph: Graph) -> Executable:
+def _make(graph: Graph, options: RuntimeOptions) -> Executable:
     from mlperf_opt.runtimes.compiled.executable import CompiledExecutable  # compiles, or loads, the kernels
 
-    return CompiledExecutable(graph)
+    return CompiledExecutable(graph, options)
 
 
-COMPILED = Runtime("compiled", _prepare)
+COMPILED = Runtime("compiled", _make, requires=("numba",), advice="pip install numba, or runtime=numpy")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, POSITION, Graph
 from mlperf_opt.kernels import machine
-from mlperf_opt.runtimes.base import Observer
+from mlperf_opt.runtimes.base import Observer, RuntimeOptions
 from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
@@ -32,10 +32,10 @@ _NO_PLACES.setflags(write=False)
 class CompiledExecutable:
     """A graph lowered once; a call is one native call (one a thread)."""
 
-    def __init__(self, graph: Graph, threads: int = 1, *, portable: bool = False) -> None:
+    def __init__(self, graph: Graph, options: RuntimeOptions) -> None:
         self.graph = graph
-        self._threads = threads
-        self._portable = portable
+        self._threads = options.threads
+        self._portable = options.isa == "portable"
         self._spec = graph.specs[graph.outputs[0]]
         self._timed = "T" in next(iter(graph.inputs.values())).shape
         self._inputs = [name for name in graph.inputs if name != LENGTHS]
@@ -64,6 +64,10 @@ class CompiledExecutable:
         self._constants[:] = self._program.constants
         self._workers = [Worker(self._program, self._constants) for _ in range(self._threads)]
         self._first = self._workers[0].address
+
+    @property
+    def workspace_bytes(self) -> int:
+        return self._threads * self._program.arena.size
 
     def __call__(self, *inputs: Array) -> Array:
         x = self._check(inputs)
