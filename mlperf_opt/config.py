@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from mlperf_opt.networks import FAMILIES, Network
 from mlperf_opt.passes import PASSES, Pass
 from mlperf_opt.report import Promise
 from mlperf_opt.resources import resource_dir
-from mlperf_opt.runtimes import RUNTIMES, Runtime, RuntimeOptions
+from mlperf_opt.runtimes import RUNTIMES, Isa, Runtime, RuntimeOptions
 from mlperf_opt.settings import build_settings, require
 
 BASELINE = "baseline"  # the name of step 0, and of `from: baseline`
@@ -67,7 +67,7 @@ class RuntimeSettings:
 
     name: str = "compiled"
     threads: int = 1
-    isa: Literal["auto", "portable"] = "auto"
+    isa: Isa = "auto"
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")

@@ -59,6 +59,18 @@ def _panels_at_once(kind, panels, pixels):
 
 
 @kernel()
+def _rows_at_once(kind, panels, left, most):
+    """Rows of the next tile: the most there is, or the fewest that cover what is left."""
+    rows = most
+    while _SHAPE[kind, panels, rows] < 0:
+        rows -= 1
+    for fewer in range(min(left, rows), rows):
+        if _SHAPE[kind, panels, fewer] >= 0:
+            return fewer
+    return rows
+
+
+@kernel()
 def product(instruction, memories, rows):
     """Run one product; ``rows`` are the rows of a linear layer, or the images of a convolution (PIXELS > 0)."""
     kind = field(instruction, KIND)
@@ -75,10 +87,7 @@ def product(instruction, memories, rows):
     if widen:
         step = segments * groups * _GROUP_BYTES[_FLOAT]
     at_once = _panels_at_once(running, panels, pixels)
-    tile = min(pixels, _MOST_ROWS)
-    while _SHAPE[running, at_once, tile] < 0:
-        tile -= 1
-    shape = _SHAPE[running, at_once, tile]
+    most = min(pixels, _MOST_ROWS)
     for image in range(images):
         done = 0
         while done < panels:
@@ -95,9 +104,11 @@ def product(instruction, memories, rows):
                 out += image * field(instruction, OUT_IMAGE_STEP) + line * field(instruction, OUT_LINE_STEP)
                 first = 0
                 while first < pixels:
-                    row = min(first, pixels - tile)
+                    now = _rows_at_once(running, at_once, pixels - first, most)
+                    row = min(first, pixels - now)
+                    shape = _SHAPE[running, at_once, now]
                     _tile(instruction, memories, running, shape, x, image, row, here, step, panel, out)
-                    first += tile
+                    first += now
             done += at_once
 
 

@@ -347,18 +347,23 @@ def power_of_two(b: Any, x: Any) -> Any:
 
 
 @instruction(types.none, _ADDRESS, f32x16, types.int64, types.int64)
-def store_grid_codes(b: Any, address: Any, rounded: Any, zero: Any, count: Any) -> None:
-    """Store the first ``count`` of 16 uint8 codes: clip(rounded + zero, 0, 255), ``rounded`` being whole numbers."""
-    codes = saturated_codes(b, rounded, zero)
+def store_grid_codes(b: Any, address: Any, real: Any, zero: Any, count: Any) -> None:
+    """Store the first ``count`` of 16 uint8 codes: clip(rint(real) + zero, 0, 255)."""
+    codes = saturated_codes(b, real, zero)
     store_first(b, address, codes, tail_mask(b, count))
 
 
-def saturated_codes(b: ir.IRBuilder, rounded: Any, zero: Any) -> Any:
-    """16 whole float32 -> uint8 codes, as `ops.quantized.saturate`."""
-    wide = lanes_of(I32)
-    near = b.select(b.fcmp_ordered("<", rounded, constant(rounded.type, -510.0)), constant(rounded.type, -510.0), rounded)
-    near = b.select(b.fcmp_ordered(">", near, constant(near.type, 510.0)), constant(near.type, 510.0), near)
-    codes = b.add(b.fptosi(near, wide), splat(b, b.trunc(zero, I32)))
+def saturated_codes(b: ir.IRBuilder, real: Any, zero: Any) -> Any:
+    """16 float32 -> uint8 codes: clip(rint(real) + zero, 0, 255), as `ops.quantized.saturate` of the rounded values.
+
+    1.5 x 2^23 added to a float of at most 510 leaves it rounded, half to even, in the lowest bits of the sum.
+    """
+    wide, magic = lanes_of(I32), 12582912.0
+    low, high = constant(real.type, -510.0), constant(real.type, 510.0)
+    near = b.select(b.fcmp_ordered("<", real, low), low, real)
+    near = b.select(b.fcmp_ordered(">", near, high), high, near)
+    bits = b.bitcast(b.fadd(near, constant(real.type, magic)), wide)
+    codes = b.add(bits, splat(b, b.sub(b.trunc(zero, I32), I32(0x4B400000))))
     codes = b.select(b.icmp_signed("<", codes, constant(wide, 0)), constant(wide, 0), codes)
-    codes = b.select(b.icmp_signed(">", codes, constant(wide, 255)), constant(wide, 255), codes)
+    codes = b.select(b.icmp_unsigned(">", codes, constant(wide, 255)), constant(wide, 255), codes)
     return b.trunc(codes, lanes_of(I8))

@@ -1,6 +1,6 @@
 """Ways to execute a graph, by name in `RUNTIMES`. The numpy runtime defines what a graph means."""
 
-from mlperf_opt.runtimes.base import Executable, Observer, Runtime, RuntimeOptions, Session
+from mlperf_opt.runtimes.base import Executable, Isa, Observer, Runtime, RuntimeOptions, Session
 from mlperf_opt.runtimes.compiled import COMPILED
 from mlperf_opt.runtimes.generation import complete, greedy, stepwise
 from mlperf_opt.runtimes.numpy_runtime import NUMPY, intermediate_values
@@ -12,6 +12,7 @@ __all__ = [
     "NUMPY",
     "RUNTIMES",
     "Executable",
+    "Isa",
     "Observer",
     "Runtime",
     "RuntimeOptions",

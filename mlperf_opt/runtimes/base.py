@@ -17,6 +17,7 @@ from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph, Node
 
 Array = NDArray[Any]
+Isa = Literal["auto", "vnni", "portable"]
 Observer = Callable[[Node, Array, int], None]  # (node, its value, nanoseconds it took)
 
 
@@ -89,12 +90,12 @@ class RuntimeOptions:
 
     Attributes:
         threads: for batch work; results don't depend on it.
-        isa: auto (the fastest instructions that the CPU has) or portable (int8 products without the CPU's instructions for
-            them, which gives the same results).
+        isa: of int8 products: auto (the fastest instructions that the CPU has), vnni (at most AVX-512 VNNI, no AMX) or
+            portable (none made for them). The results are the same.
     """
 
     threads: int = 1
-    isa: Literal["auto", "portable"] = "auto"
+    isa: Isa = "auto"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def observe(graph: Graph, program: Program, state: dict[str, Array], x: Array, o
     dims: dict[str, int] = {"N": sequences, "T": length, "L": length}
     out = np.empty(tuple(map(int, spec.bound(dims).shape)), spec.dtype)
     lengths, positions = np.full(sequences, length, np.int64), np.zeros(sequences, np.int64)
-    arguments = (x.reshape(-1).view(np.float32), out.reshape(-1), lengths, positions, 0, sequences, length)
+    arguments = (x.ravel().view(np.float32), out.reshape(-1), lengths.ctypes.data, positions.ctypes.data, 0, sequences, length)
     for node in graph.nodes:
         job = worker.part(program.spans[node.output])
         started = time.perf_counter_ns()
