@@ -73,9 +73,10 @@ class RuntimeSettings:
 
     @property
     def runtime(self) -> Runtime:
-        """The runtime of that name."""
+        """The runtime of that name. Raises `ConfigError` for an unknown one, or if what it needs isn't installed."""
         if self.name not in RUNTIMES:
             raise ConfigError(f"runtime.name={self.name}: no such runtime{did_you_mean(self.name, RUNTIMES)}")
+        RUNTIMES[self.name].require()
         return RUNTIMES[self.name]
 
 

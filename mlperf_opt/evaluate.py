@@ -60,6 +60,7 @@ class Subject:
     def __init__(self, graph: Graph, runtime: Runtime, data: Dataset, batch: int) -> None:
         self.graph = graph
         self.executable: Executable = runtime.prepare(graph)
+        self._traced = runtime.traced
         self._data = data
         self._inputs = prompts(data) if data.task == "completion" else data.test.inputs
         starts = range(0, len(self._inputs) - batch + 1, batch)
@@ -120,6 +121,10 @@ class Subject:
             return None
         length = self._data.prompt + answer_length(self._data) - 1
         return self.executable.start(self.batch, length).state_bytes
+
+    def peak_bytes(self) -> int | None:
+        """Return the peak of what a query allocates, None where the runtime's memory can't be seen."""
+        return peak_bytes(lambda: self.query(0)) if self._traced else None
 
 
 def prompts(data: Dataset) -> Array:
@@ -206,7 +211,7 @@ def measure(
         "noise_low": timing.noise_low,
         "noise_high": timing.noise_high,
         "state_bytes": subject.state_bytes(),
-        "peak_activation_bytes": peak_bytes(lambda: subject.query(0)),
+        "peak_activation_bytes": subject.peak_bytes(),
     }
     if data.task == "completion":
         columns["prefill_us"], columns["token_us"] = subject.generation(settings.seconds * _GENERATION_SHARE)

@@ -3,11 +3,13 @@
 from mlperf_opt.runtimes.base import Executable, Observer, Runtime, Session
 from mlperf_opt.runtimes.generation import complete, greedy, stepwise
 from mlperf_opt.runtimes.numpy_runtime import NUMPY, intermediate_values
+from mlperf_opt.runtimes.onnx_runtime import ONNX
 
-RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (NUMPY,)}
+RUNTIMES: dict[str, Runtime] = {runtime.name: runtime for runtime in (NUMPY, ONNX)}
 
 __all__ = [
     "NUMPY",
+    "ONNX",
     "RUNTIMES",
     "Executable",
     "Observer",

@@ -83,7 +83,11 @@ class Runtime:
     Attributes:
         name: its name in configurations and records.
         prepare: graph -> executable; raises `GraphError` for an op that it lacks.
+        require: raises `ConfigError` if what it needs isn't installed: asked before any work.
+        traced: whether what it allocates is seen by tracemalloc, so that its peak can be measured.
     """
 
     name: str
     prepare: Callable[[Graph], Executable]
+    require: Callable[[], None] = lambda: None
+    traced: bool = True

@@ -23,9 +23,7 @@ class StateSession:
 
     def __init__(self, graph: Graph, batch: int, max_length: int, run: Run) -> None:
         check_limits(graph, batch, max_length)
-        dims = {"N": batch, "L": max_length}
-        specs = {state.name: state.spec.bound(dims) for state in graph.state}
-        self._state = {name: np.zeros(tuple(map(int, spec.shape)), spec.dtype) for name, spec in specs.items()}
+        self._state = zero_state(graph, batch, max_length)
         self._max_length = max_length
         self._batch = batch
         self._run = run
@@ -80,6 +78,13 @@ class StateSession:
             raise SessionError(f"the cache is full: {held}, {lengths[row]} more don't fit")
         logits, self._state = self._run(tokens, lengths, self._state)
         return logits
+
+
+def zero_state(graph: Graph, batch: int, max_length: int) -> dict[str, Array]:
+    """Return the state of ``batch`` rows that hold nothing yet, with room for ``max_length`` tokens each."""
+    dims = {"N": batch, "L": max_length}
+    specs = {state.name: state.spec.bound(dims) for state in graph.state}
+    return {name: np.zeros(tuple(map(int, spec.shape)), spec.dtype) for name, spec in specs.items()}
 
 
 def check_limits(graph: Graph, batch: int, max_length: int) -> None:

@@ -142,8 +142,7 @@ def test_declared_fields_fit_the_arguments(op):
     assert set(op.parameters) <= names
     assert {op.matrix, op.in_place} <= names | {None}
     assert op.matrix is None or op.matrix in op.parameters
-    assert isinstance(op.onnx, str) and op.onnx
-    assert op.onnx.startswith("QDQ:") == (op.name in {"qlinear", "qconv2d", "qembedding", "row_scale", "row_zero"})
+    assert op.onnx is None or callable(op.onnx)
 
 
 def _spec(array, name, batch):
