@@ -17,9 +17,9 @@ _EXTRA = "pip install 'mlperf-opt[onnx]'"
 __all__ = ["IR_VERSION", "OPSET", "export", "input_name", "output_name", "require_installed"]
 
 
-def require_installed(what: str) -> None:
-    """Raise `ConfigError`, naming ``what`` needs them, unless onnx and onnxruntime are installed."""
-    missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
+def require_installed(what: str, *packages: str) -> None:
+    """Raise `ConfigError` unless the ``packages`` that ``what`` needs are installed; it names the extra to install."""
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
         raise ConfigError(f"{what} needs {' and '.join(missing)}: {_EXTRA}")
 

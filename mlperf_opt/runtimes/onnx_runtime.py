@@ -140,4 +140,4 @@ def single_node(graph: Graph, node: Node) -> Graph:
     return replace(graph, nodes=(node,), weights=weights, inputs=inputs, outputs=(node.output,), state=())
 
 
-ONNX = Runtime("onnx", OnnxExecutable, lambda: require_installed("runtime=onnx"), traced=False)
+ONNX = Runtime("onnx", OnnxExecutable, lambda: require_installed("runtime=onnx", "onnx", "onnxruntime"), traced=False)
