@@ -136,11 +136,11 @@ class _Lowering:
             return self._once(cast(self._store(stored, values), "float32", to=f"{stored}:real"))
         if isinstance(weight.encoding, Affine) and values.dtype in (np.int8, np.int32):
             scale, axis = self._store(f"{weight_name}:scale", weight.encoding.scale), weight.encoding.axis
-            zero = self._constant(np.zeros(weight.encoding.scale.shape, values.dtype))
             along = {} if axis is None else {"axis": values.ndim - 1 - axis if transposed else axis}
-            return self._once(
-                node("DequantizeLinear", self._store(stored, values), scale, zero, to=f"{stored}:real", **along)
-            )
+            # onnxruntime's exact int8 mode takes an absent zero point for a single one, and fails on many scales
+            zero = self._constant(np.zeros(weight.encoding.scale.shape, values.dtype))
+            codes = self._store(stored, values)
+            return self._once(node("DequantizeLinear", codes, scale, zero, to=f"{stored}:real", **along))
         # ONNX has no operator for the encoding: the file holds what it means
         dense = weight.dense()
         return self._store(f"{stored}:real", dense.T if transposed else dense)
@@ -164,9 +164,9 @@ class _Lowering:
         return name
 
     def _constant(self, array: Array) -> str:
-        """Store a constant once, however often it is used; but each zero point of weights by itself.
+        """Store a constant once, however often it is used; but each int8 one, a zero point of weights, by itself.
 
-        onnxruntime rewrites int8 weights to uint8 on some CPUs, zero points too, and fails on a shared one.
+        On some CPUs onnxruntime rewrites int8 weights to uint8, zero points too, and fails on a shared one.
         """
         key = (str(array.dtype), array.shape, array.tobytes())
         if array.dtype == np.int8:

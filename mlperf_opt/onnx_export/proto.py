@@ -22,7 +22,7 @@ def serialize(model: OnnxModel, opset: int, ir_version: int, metadata: Mapping[s
         model.name,
         [_value(name, spec) for name, spec in model.inputs.items()],
         [_value(name, spec) for name, spec in model.outputs.items()],
-        [numpy_helper.from_array(np.ascontiguousarray(array), name) for name, array in model.initializers.items()],
+        [numpy_helper.from_array(np.asarray(array, order="C"), name) for name, array in model.initializers.items()],
     )
     proto = helper.make_model(
         graph,

@@ -185,7 +185,7 @@ def _onnx_write(cache: Spec, new: Spec, _position: Spec, _lengths: Spec) -> Form
     A choice instead of a scatter: what lies beyond a row's length or the capacity is never addressed.
     """
     heads, width = int(cache.shape[1]), int(new.shape[2])
-    zero, one = np.array(0, np.int64), np.array(1, np.int64)
+    zero = np.int64(0)
     return (
         *counted("cache", 2, "place"),
         node("Unsqueeze", "position", ints(1), to="start"),
@@ -196,7 +196,7 @@ def _onnx_write(cache: Spec, new: Spec, _position: Spec, _lengths: Spec) -> Form
         node("And", "begun", "within", to="written"),
         node("Unsqueeze", "written", ints(1, 3), to="chosen"),  # (N, 1, L, 1)
         *length("new", 1, "time"),
-        node("Sub", "time", one, to="last"),
+        node("Sub", "time", np.int64(1), to="last"),
         node("Max", "token", zero, to="not_before"),
         node("Min", "not_before", "last", to="legal"),
         node("Unsqueeze", "legal", ints(2), to="index"),

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
-from mlperf_opt.ops.base import Dim, Spec
+from mlperf_opt.ops.base import Dim
 
 Array = NDArray[Any]
 OUT = "out"  # what a mapping calls the value of the op
@@ -64,14 +64,6 @@ def ints(*values: int) -> Array:
     return np.array(values, np.int64)
 
 
-def zeros(scale: Spec, dtype: str) -> Array:
-    """Return the zero points that go with the scales of symmetric codes.
-
-    They could be left out, but onnxruntime then takes them for a single one, and refuses it beside many scales.
-    """
-    return np.zeros(tuple(map(int, scale.shape)), dtype)
-
-
 def known(dim: Dim, what: str) -> int:
     """Return ``dim`` as a number. Raises `GraphError` where it is named: an ONNX constant depends on it."""
     if not isinstance(dim, int):
@@ -81,16 +73,12 @@ def known(dim: Dim, what: str) -> int:
 
 def length(of: str, axis: int, to: str) -> Form:
     """The length of one axis of a value, int64 ()."""
-    return (
-        node("Shape", of, to=f"{to}_shape", start=axis, end=axis + 1),
-        node("Squeeze", f"{to}_shape", ints(0), to=to),
-    )
+    return (node("Shape", of, to=f"{to}_shape"), node("Gather", f"{to}_shape", np.int64(axis), to=to, axis=0))
 
 
 def counted(of: str, axis: int, to: str) -> Form:
     """0, 1, ... up to the length of one axis of a value, int64."""
-    zero, one = np.array(0, np.int64), np.array(1, np.int64)
-    return (*length(of, axis, f"{to}_end"), node("Range", zero, f"{to}_end", one, to=to))
+    return (*length(of, axis, f"{to}_end"), node("Range", np.int64(0), f"{to}_end", np.int64(1), to=to))
 
 
 def then_add(product: OnnxNode, term: str | Array | None) -> Form:

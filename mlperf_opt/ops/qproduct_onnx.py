@@ -14,7 +14,7 @@ import numpy as np
 
 from mlperf_opt.ops.base import Spec
 from mlperf_opt.ops.conv import conv_attributes
-from mlperf_opt.ops.onnx_form import OUT, Form, OnnxNode, cast, ints, node, then_add, zeros
+from mlperf_opt.ops.onnx_form import OUT, Form, OnnxNode, cast, ints, node, then_add
 
 
 def onnx_qlinear(
@@ -75,16 +75,18 @@ def _qdq(kind: str, weight: str, w_scale: Spec, bias: Spec | None, y_scale: Spec
     """DequantizeLinear on each argument, the float operator ``kind``, QuantizeLinear on its value."""
     channels = bool(w_scale.shape)
     axis = {"axis": 1 if weight == "weight.T" else 0} if channels else {}
+    # they could be left out, being 0, but onnxruntime fuses no Gemm without them
+    w_zeros = np.zeros(tuple(map(int, w_scale.shape)), np.int8)
     form = (
         node("DequantizeLinear", "x", "x_scale", "x_zero", to="real_x"),
-        node("DequantizeLinear", weight, "w_scale", zeros(w_scale, "int8"), to="real_w", **axis),
+        node("DequantizeLinear", weight, "w_scale", w_zeros, to="real_w", **axis),
     )
     term = None
     if bias is not None and bias.dtype == "int32":
         term, axis = "real_bias", {"axis": 0} if channels else {}
         form += (
             node("Mul", "x_scale", "w_scale", to="bias_scale"),
-            node("DequantizeLinear", "bias", "bias_scale", zeros(w_scale, "int32"), to=term, **axis),
+            node("DequantizeLinear", "bias", "bias_scale", to=term, **axis),
         )
     elif bias is not None:
         term = "bias"
