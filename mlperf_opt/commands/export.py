@@ -55,16 +55,16 @@ def run(line: CommandLine, console: Console) -> int:
         content = export(graph)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
-        fact = _show(graph, data, ours, path, config.measure.batch, console)
+        facts = _show(graph, data, ours, path, config.measure.batch, console)
     names = ", ".join(step.name for step in _steps(config)) or "no passes"
     console.print(
         f"{config.model.name} ({names}) written to {path}: {len(content):,} bytes, opset {OPSET}, IR version {IR_VERSION}, "
         "onnx.checker passed",
         soft_wrap=True,
     )
-    if fact:
-        console.print(f"onnxruntime disagrees with the {ours.name} runtime: {fact}", soft_wrap=True)
-    return 1 if fact else 0
+    for fact in facts:
+        console.print(fact, soft_wrap=True)
+    return 1 if facts else 0
 
 
 def _path(save: object, name: str) -> Path:
@@ -92,22 +92,29 @@ def _optimized(config: RunConfig, runtime: Runtime, console: Console) -> tuple[G
     return graph, data
 
 
-def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, batch: int, console: Console) -> str:
+def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, batch: int, console: Console) -> list[str]:
     """Print quality and agreement on the test split, of the file as it was written; return what is beyond rounding."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise MlperfOptError(f"cannot read {path}: {error.strerror}") from None
-    written = Runtime(ONNX.name, lambda graph: OnnxExecutable(graph, content), traced=False)
-    reference, exported = (Subject(graph, runtime, data, batch) for runtime in (ours, written))
     inputs = data.test.inputs
-    expected, actual = stepwise(reference.executable, inputs), stepwise(exported.executable, inputs)
-    row = asdict(agreement(expected, actual))
-    if data.task == "completion":
-        same = reference.quality.outputs == exported.quality.outputs
-        row |= {"tokens": same.size, "equal_tokens": int(same.sum())}
-    console.print(export_table([_row(ours.name, reference.quality), {**_row("onnxruntime", exported.quality), **row}]))
-    return difference(expected, actual, is_quantized(graph))
+    reference = Subject(graph, ours, data, batch)
+    expected = stepwise(reference.executable, inputs)
+    rows, facts = [_row(ours.name, reference.quality)], []
+    for name, fuse in (("onnxruntime", True), ("onnxruntime, unfused", False)):
+        written = Runtime(name, lambda graph, fuse=fuse: OnnxExecutable(graph, content, fuse=fuse), traced=False)
+        subject = Subject(graph, written, data, batch)
+        actual = stepwise(subject.executable, inputs)
+        row = _row(name, subject.quality) | asdict(agreement(expected, actual))
+        if data.task == "completion":
+            same = reference.quality.outputs == subject.quality.outputs
+            row |= {"tokens": same.size, "equal_tokens": int(same.sum())}
+        rows.append(row)
+        fact = difference(expected, actual, is_quantized(graph))
+        facts += [f"{name} disagrees with the {ours.name} runtime: {fact}"] if fact else []
+    console.print(export_table(rows))
+    return facts
 
 
 def _row(runtime: str, quality: Quality) -> dict[str, Any]:

@@ -182,12 +182,11 @@ class _Lowering:
             if self.names[state.update] != name:
                 self.nodes.append(node("Identity", self.names[state.update], to=name))
             outputs[name] = state.spec
-        inputs = {self.names[name]: spec for name, spec in graph.inputs.items()}
-        inputs |= {input_name(state.name): state.spec for state in graph.state}
+        inputs = [*graph.inputs.items(), *((input_name(state.name), state.spec) for state in graph.state)]
         read = {str(name) for n in self.nodes for name in n.inputs}
         stored = {name: array for name, array in self.initializers.items() if name in read}
-        _check_names([*inputs, *stored, *(n.output for n in self.nodes)])
-        return OnnxModel(graph.name, tuple(self.nodes), stored, inputs, outputs)
+        _check_names([*(name for name, _ in inputs), *stored, *(n.output for n in self.nodes)])
+        return OnnxModel(graph.name, tuple(self.nodes), stored, dict(inputs), outputs)
 
 
 def _check_names(names: list[str]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from mlperf_opt.errors import ConfigError, PassError
 from mlperf_opt.graph import Graph
-from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, require_installed
+from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, is_installed, require_installed
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.runtimes import NUMPY, OnnxExecutable, agreement, difference, is_quantized, stepwise
 
@@ -18,9 +17,9 @@ from mlperf_opt.runtimes import NUMPY, OnnxExecutable, agreement, difference, is
 class Export(Pass):
     """Write the model as an ONNX file, weights inline, beside the step's model file. The graph stays as it is.
 
-    The file is checked by onnx.checker. onnxruntime, if it is installed, runs it on the calibration split, and must agree
-    with the numpy runtime up to rounding; how many predictions are equal goes to export.csv. A KV cache becomes inputs
-    ``past.*`` and outputs ``present.*``.
+    The file is checked by onnx.checker. onnxruntime, if it is installed, runs it on the calibration split, fused as it likes
+    and operator by operator, and must agree with the numpy runtime up to rounding both times; how many predictions are equal
+    goes to export.csv. A KV cache becomes inputs ``past.*`` and outputs ``present.*``.
     """
 
     effect: ClassVar = "keeps_weights"
@@ -52,16 +51,19 @@ def _compared(graph: Graph, data: bytes, context: PassContext) -> dict[str, Any]
     Raises:
         PassError: it differs by more than rounding.
     """
-    if find_spec("onnxruntime") is None:
-        return dict.fromkeys(("predictions", "equal_share", "max_abs_diff"))
+    columns = ("predictions", "equal_share", "max_abs_diff", "unfused_equal_share", "unfused_max_abs_diff")
+    if not is_installed("onnxruntime"):
+        return dict.fromkeys(columns)
     inputs = context.data.calibration.inputs
-    expected, actual = stepwise(NUMPY.prepare(graph), inputs), stepwise(OnnxExecutable(graph, data), inputs)
-    fact = difference(expected, actual, is_quantized(graph))
-    if fact:
-        raise PassError(f"export: onnxruntime disagrees with the numpy runtime: {fact}")
-    found = agreement(expected, actual)
-    return {
-        "predictions": found.predictions,
-        "equal_share": found.equal_share,
-        "max_abs_diff": found.max_abs_diff,
-    }
+    expected = stepwise(NUMPY.prepare(graph), inputs)
+    found = []
+    for fuse in (True, False):
+        actual = stepwise(OnnxExecutable(graph, data, fuse=fuse), inputs)
+        fact = difference(expected, actual, is_quantized(graph))
+        if fact:
+            how = "" if fuse else ", operator by operator,"
+            raise PassError(f"export: onnxruntime{how} disagrees with the numpy runtime: {fact}")
+        found.append(agreement(expected, actual))
+    fused, unfused = found
+    values = (fused.predictions, fused.equal_share, fused.max_abs_diff, unfused.equal_share, unfused.max_abs_diff)
+    return dict(zip(columns, values, strict=True))

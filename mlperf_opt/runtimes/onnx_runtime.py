@@ -37,12 +37,14 @@ class OnnxExecutable:
         graph: what to run.
         data: its exported file, where it exists already; it must be that of ``graph``.
         threads: of one call.
+        fuse: False runs operator by operator what the file says. Fusing overlooks some mistakes in it (a matrix product
+            takes its scales along the right axis, whatever the file says), so a file is checked both ways.
     """
 
-    def __init__(self, graph: Graph, data: bytes | None = None, threads: int = 1) -> None:
+    def __init__(self, graph: Graph, data: bytes | None = None, threads: int = 1, *, fuse: bool = True) -> None:
         self.graph = graph
         self._threads = threads
-        self._session = _Session(export(graph) if data is None else data, threads)
+        self._session = _Session(export(graph) if data is None else data, threads, fuse)
         self._arity = len(graph.inputs) - (1 if graph.state else 0)  # a call makes the lengths itself
         self._tokens = next(name for name in graph.inputs if name != LENGTHS)
 
@@ -97,13 +99,15 @@ class OnnxExecutable:
 class _Session:
     """One model in onnxruntime, on the CPU."""
 
-    def __init__(self, data: bytes, threads: int) -> None:
+    def __init__(self, data: bytes, threads: int, fuse: bool = True) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.log_severity_level = _FATAL
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        if not fuse:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.add_session_config_entry(*_WEIGHT_ONLY)
         if not _VNNI & set(cpu_flags()):
             options.add_session_config_entry(*_EXACT_INT8)

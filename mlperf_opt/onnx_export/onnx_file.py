@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
-from mlperf_opt.errors import ConfigError, GraphError
+from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import Graph, graph_hash
-from mlperf_opt.onnx_export.lower import input_name, lower, output_name
+from mlperf_opt.onnx_export.lower import lower
 
 # The lowest opset that has every operator of the mappings: LayerNormalization came with 17, Gelu with 20. Its IR version is
 # 9 (onnx 1.15), so that every onnxruntime since 1.17 reads the file.
 OPSET, IR_VERSION = 20, 9
 _MOST_BYTES = 2**31 - 1  # a protobuf can't be larger, and initialisers are always inline
-_EXTRA = "pip install 'mlperf-opt[onnx]'"
-
-__all__ = ["IR_VERSION", "OPSET", "export", "input_name", "output_name", "require_installed"]
-
-
-def require_installed(what: str, *packages: str) -> None:
-    """Raise `ConfigError` unless the ``packages`` that ``what`` needs are installed; it names the extra to install."""
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"{what} needs {' and '.join(missing)}: {_EXTRA}")
 
 
 def export(graph: Graph, *, check: bool = True) -> bytes:
