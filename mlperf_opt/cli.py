@@ -18,6 +18,7 @@ from mlperf_opt.resources import resource_dir
 COMMANDS = {
     "optimize": "apply passes to a model and measure every step (may be left out)",
     "train": "train a network: train model=NAME [save=PATH] [train.epochs=...]",
+    "export": "write an ONNX file and compare it: export model=NAME 'passes=[...]' [save=PATH.onnx]",
     "compare": "compare two runs: compare A B [--fail-on 'quality_delta<-0.01']",
     "help": "explain a pass and its settings: help PASS",
 }
@@ -91,9 +92,9 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(command: str, line: CommandLine) -> int:
     _fix_threads(line.value("runtime.threads") or "1")
-    from mlperf_opt.commands import optimize, train
+    from mlperf_opt.commands import export, optimize, train
 
-    return (optimize if command == "optimize" else train).run(line, _console())
+    return {"optimize": optimize, "train": train, "export": export}[command].run(line, _console())
 
 
 def _fix_threads(threads: str) -> None:

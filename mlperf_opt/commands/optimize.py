@@ -27,7 +27,7 @@ from mlperf_opt.composition import (
 from mlperf_opt.config import RunConfig, build_config, load
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.overrides import CommandLine
-from mlperf_opt.report import milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
+from mlperf_opt.report import export_note, milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runner import Run
 from mlperf_opt.sweep import Job, write_summary
@@ -193,6 +193,8 @@ def _show(job: Run, config: RunConfig, console: Console) -> None:
     console.print(run_table(job.records))
     for note in run_notes(job.records):
         console.print(note, style="dim")
+    for row in job.tables.get("export", []):
+        console.print(export_note(row), soft_wrap=True)
     _show_promises(job, config, console)
 
 

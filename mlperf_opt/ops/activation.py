@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
+from mlperf_opt.ops.onnx_form import direct
 
 _SQRT_2_OVER_PI = 0.7978845608028654
 _CUBIC = 0.044715
@@ -66,8 +67,14 @@ def _softmax_infer(x: Spec) -> Spec:
     return x
 
 
-RELU = OpDef("relu", ("x",), _same, _relu, _relu_vjp, no_macs, "Relu")
-GELU = OpDef("gelu", ("x",), _same, _gelu, _gelu_vjp, no_macs, "Gelu(approximate=tanh)")
+RELU = OpDef("relu", ("x",), _same, _relu, _relu_vjp, no_macs, direct("Relu", "x"))
+GELU = OpDef("gelu", ("x",), _same, _gelu, _gelu_vjp, no_macs, direct("Gelu", "x", approximate="tanh"))
 SOFTMAX = OpDef(
-    "softmax", ("x",), _softmax_infer, softmax, lambda grad, out, _x: (softmax_vjp(grad, out),), no_macs, "Softmax"
+    "softmax",
+    ("x",),
+    _softmax_infer,
+    softmax,
+    lambda grad, out, _x: (softmax_vjp(grad, out),),
+    no_macs,
+    direct("Softmax", "x", axis=-1),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, are_known, expect, expect_float, is_whole, moved_bytes
+from mlperf_opt.ops.onnx_form import Form, node
 
 
 def output_size(size: int, kernel: int, stride: int, padding: int) -> int:
@@ -82,6 +85,17 @@ def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None, **_: int) -> Cost
     return conv2d_cost(out, x, weight, bias)
 
 
+def conv_attributes(weight: Spec, stride: int, padding: int) -> dict[str, Any]:
+    """ONNX attributes of a convolution; shared by conv2d and qconv2d."""
+    kernel = [int(d) for d in weight.shape[2:]]
+    return {"kernel_shape": kernel, "strides": [stride] * 2, "pads": [padding] * 4}
+
+
+def _onnx(_x: Spec, weight: Spec, bias: Spec | None, *, stride: int, padding: int) -> Form:
+    terms = () if bias is None else ("bias",)
+    return (node("Conv", "x", "weight", *terms, **conv_attributes(weight, stride, padding)),)
+
+
 CONV2D = OpDef(
     name="conv2d",
     arguments=("x", "weight", "bias?"),
@@ -89,7 +103,7 @@ CONV2D = OpDef(
     forward=_forward,
     vjp=_vjp,
     cost=_cost,
-    onnx="Conv",
+    onnx=_onnx,
     parameters=("weight", "bias"),
     matrix="weight",
 )

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, expect_float, is_whole, moved_bytes, no_macs
+from mlperf_opt.ops.onnx_form import Form, counted, direct, ints, known, node
 
 
 def infer_embedding(tokens: Spec, table: Spec) -> Spec:
@@ -112,6 +113,31 @@ def _sinusoidal(x: Array, offset: Array | None, *, context: int) -> Array:
     return x + table[_places(x, offset, context)]
 
 
+def _onnx_positions(table: str | Array, capacity: int, offset: Spec | None) -> Form:
+    if offset is None:  # the first T places, the same for every row
+        first = (
+            node("Shape", "x", to="time", start=1, end=2),
+            node("Slice", table, ints(0), "time", ints(0), to="vectors"),
+        )
+    else:
+        first = (
+            *counted("x", 1, "time"),
+            node("Unsqueeze", "offset", ints(1), to="start"),
+            node("Add", "start", "time", to="unlimited"),
+            node("Min", "unlimited", np.int64(capacity - 1), to="places"),  # (N, T); see `_places`
+            node("Gather", table, "places", to="vectors", axis=0),
+        )
+    return (*first, node("Add", "x", "vectors"))
+
+
+def _onnx_learned(_x: Spec, table: Spec, offset: Spec | None) -> Form:
+    return _onnx_positions("table", known(table.shape[0], "the number of places"), offset)
+
+
+def _onnx_sinusoidal(x: Spec, offset: Spec | None, *, context: int) -> Form:
+    return _onnx_positions(sinusoid_table(context, known(x.shape[2], "the width")), context, offset)
+
+
 EMBEDDING = OpDef(
     name="embedding",
     arguments=("tokens", "table"),
@@ -119,7 +145,7 @@ EMBEDDING = OpDef(
     forward=_embedding,
     vjp=_embedding_vjp,
     cost=embedding_cost,
-    onnx="Gather",
+    onnx=direct("Gather", "table", "tokens", axis=0),
     parameters=("table",),
     matrix="table",
 )
@@ -130,7 +156,7 @@ LEARNED_POSITIONS = OpDef(
     forward=_learned,
     vjp=_learned_vjp,
     cost=no_macs,
-    onnx="Gather+Add",
+    onnx=_onnx_learned,
     parameters=("table",),
 )
 SINUSOIDAL_POSITIONS = OpDef(
@@ -140,5 +166,5 @@ SINUSOIDAL_POSITIONS = OpDef(
     forward=_sinusoidal,
     vjp=lambda grad, _out, _x, _offset, context: (grad, None),
     cost=no_macs,
-    onnx="Gather+Add",
+    onnx=_onnx_sinusoidal,
 )

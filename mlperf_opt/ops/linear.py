@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, expect_float, moved_bytes
+from mlperf_opt.ops.onnx_form import Form, node, then_add
 
 
 def _infer(x: Spec, weight: Spec, bias: Spec | None) -> Spec:
@@ -31,6 +32,13 @@ def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None) -> Cost:
     return Cost(out.size * int(weight.shape[1]), moved_bytes(out, x, weight, bias))
 
 
+def _onnx(x: Spec, _weight: Spec, bias: Spec | None) -> Form:
+    term = None if bias is None else "bias"
+    if len(x.shape) == 2:  # Gemm adds the bias too, but takes matrices only
+        return (node("Gemm", "x", "weight", *([term] if term else []), transB=1),)
+    return then_add(node("MatMul", "x", "weight.T"), term)
+
+
 LINEAR = OpDef(
     name="linear",
     arguments=("x", "weight", "bias?"),
@@ -38,7 +46,7 @@ LINEAR = OpDef(
     forward=_forward,
     vjp=_vjp,
     cost=_cost,
-    onnx="MatMul",
+    onnx=_onnx,
     parameters=("weight", "bias"),
     matrix="weight",
 )

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
+from mlperf_opt.ops.onnx_form import Form, node
 
 
 def _infer(x: Spec, gamma: Spec, beta: Spec, *, eps: float) -> Spec:
@@ -42,6 +43,10 @@ def _vjp(grad: Array, _out: Array, x: Array, gamma: Array, beta: Array, *, eps: 
     return d_x, (grad * unit).reshape(-1, width).sum(axis=0), grad.reshape(-1, width).sum(axis=0)
 
 
+def _onnx(_x: Spec, _gamma: Spec, _beta: Spec, *, eps: float) -> Form:
+    return (node("LayerNormalization", "x", "gamma", "beta", axis=-1, epsilon=eps),)
+
+
 LAYER_NORM = OpDef(
     name="layer_norm",
     arguments=("x", "gamma", "beta"),
@@ -49,6 +54,6 @@ LAYER_NORM = OpDef(
     forward=_forward,
     vjp=_vjp,
     cost=no_macs,
-    onnx="LayerNormalization",
+    onnx=_onnx,
     parameters=("gamma", "beta"),
 )

@@ -8,6 +8,7 @@ import numpy as np
 
 from mlperf_opt.ops.base import Array, OpDef, Spec, are_known, expect, expect_float, is_whole, no_macs
 from mlperf_opt.ops.conv import output_size
+from mlperf_opt.ops.onnx_form import Form, node
 
 
 def _infer(x: Spec, *, size: int, stride: int) -> Spec:
@@ -65,5 +66,13 @@ def _avg_vjp(grad: Array, _out: Array, x: Array, *, size: int, stride: int) -> t
     return (d_x,)
 
 
-MAX_POOL2D = OpDef("max_pool2d", ("x",), _infer, _max, _max_vjp, no_macs, "MaxPool")
-AVG_POOL2D = OpDef("avg_pool2d", ("x",), _avg_infer, _avg, _avg_vjp, no_macs, "AveragePool")
+def _onnx_max(_x: Spec, *, size: int, stride: int) -> Form:
+    return (node("MaxPool", "x", kernel_shape=[size, size], strides=[stride, stride]),)
+
+
+def _onnx_avg(_x: Spec, *, size: int, stride: int) -> Form:
+    return (node("AveragePool", "x", kernel_shape=[size, size], strides=[stride, stride]),)
+
+
+MAX_POOL2D = OpDef("max_pool2d", ("x",), _infer, _max, _max_vjp, no_macs, _onnx_max)
+AVG_POOL2D = OpDef("avg_pool2d", ("x",), _avg_infer, _avg, _avg_vjp, no_macs, _onnx_avg)

@@ -9,6 +9,8 @@ import numpy as np
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes
 from mlperf_opt.ops.conv import CONV2D, conv2d_cost, infer_conv2d, patches
 from mlperf_opt.ops.embedding import EMBEDDING, embedding_cost, infer_embedding
+from mlperf_opt.ops.onnx_form import Form, cast, ints, node
+from mlperf_opt.ops.qproduct_onnx import onnx_qconv2d, onnx_qlinear
 from mlperf_opt.ops.quantized import CODE_MAX, check_codes, check_grid, saturate
 
 _FLOAT32_EXACT_K = 518  # 255 * 127 * 518 < 2^24: up to here float32 holds every partial sum exactly
@@ -238,6 +240,14 @@ def _qembedding_cost(out: Spec, tokens: Spec, table: Spec, scale: Spec) -> Cost:
     return Cost(0, base.bytes + (4 * tokens.size if scale.shape else scale.nbytes))
 
 
+def _qembedding_onnx(_tokens: Spec, _table: Spec, scale: Spec) -> Form:
+    """Look up codes, then make them real: dequantizing first would make the whole table real at each call."""
+    form = (node("Gather", "table", "tokens", to="codes", axis=0), cast("codes", "float32", to="wide"))
+    if scale.shape:
+        form += (node("Unsqueeze", "scale", ints(1), to="scales"), node("Gather", "scales", "tokens", to="step", axis=0))
+    return (*form, node("Mul", "wide", "step" if scale.shape else "scale"))
+
+
 _PRODUCT_ARGUMENTS = ("x", "x_scale", "x_zero", "weight", "w_scale", "bias?", "y_scale?", "y_zero?")
 
 QLINEAR = OpDef(
@@ -247,7 +257,7 @@ QLINEAR = OpDef(
     _qlinear,
     _qlinear_vjp,
     _qlinear_cost,
-    "QDQ:MatMul",
+    onnx_qlinear,
     parameters=("weight", "bias"),
     matrix="weight",
 )
@@ -258,7 +268,7 @@ QCONV2D = OpDef(
     _qconv,
     _qconv_vjp,
     _qconv_cost,
-    "QDQ:Conv",
+    onnx_qconv2d,
     parameters=("weight", "bias"),
     matrix="weight",
 )
@@ -269,7 +279,7 @@ QEMBEDDING = OpDef(
     _qembedding,
     _qembedding_vjp,
     _qembedding_cost,
-    "QDQ:Gather",
+    _qembedding_onnx,
     parameters=("table",),
     matrix="table",
 )

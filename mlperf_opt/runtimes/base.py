@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph, Node
 
 Array = NDArray[Any]
@@ -106,15 +104,15 @@ class Runtime:
         name: its name in configurations and records.
         make: (graph, options) -> executable; raises `GraphError` for an op that it lacks.
         options: how.
-        requires: modules that must be installed.
-        advice: what to do where one is not.
+        require: raises `ConfigError` if what it needs isn't installed: asked before any work.
+        traced: whether what a call allocates is seen by tracemalloc, so that its peak can be measured.
     """
 
     name: str
     make: Callable[[Graph, RuntimeOptions], Executable]
     options: RuntimeOptions = RuntimeOptions()
-    requires: tuple[str, ...] = ()
-    advice: str = ""
+    require: Callable[[], None] = lambda: None
+    traced: bool = True
 
     def prepare(self, graph: Graph) -> Executable:
         """Return the graph, ready to be called."""
@@ -126,7 +124,5 @@ class Runtime:
         Raises:
             ConfigError: a module that it needs is not installed.
         """
-        for module in self.requires:
-            if find_spec(module) is None:
-                raise ConfigError(f"runtime={self.name} needs {module}, which is not installed: {self.advice}")
+        self.require()
         return replace(self, options=options)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, Graph, Node, split_name
 from mlperf_opt.runtimes.base import Observer, Runtime
-from mlperf_opt.runtimes.session import StateSession, check_limits
+from mlperf_opt.runtimes.session import StateSession, check_limits, zero_state
 
 Array = NDArray[Any]
 
@@ -70,10 +70,7 @@ class NumpyExecutable:
         (tokens,) = inputs  # a fresh prefill of whole rows
         rows, length = tokens.shape
         check_limits(self.graph, rows, length)
-        fresh = {
-            s.name: np.zeros(tuple(map(int, s.spec.bound({"N": rows, "L": length}).shape)), s.spec.dtype)
-            for s in self.graph.state
-        }
+        fresh = zero_state(self.graph, rows, length)
         return self._run_state(tokens, np.full(rows, length, np.int64), fresh, observer=observer)[0]
 
     def _run_state(

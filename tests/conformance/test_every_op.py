@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from mlperf_opt.graph import Graph, Node, Weight
 from mlperf_opt.ops import OPS, Spec
+from mlperf_opt.ops.onnx_form import OUT, OnnxNode
+from mlperf_opt.runtimes import ONNX
 
 _RNG = np.random.default_rng(7)
+NO_ONNX = set()  # every op has an ONNX form
 NO_GRADIENT = {"cache_write", "cached_attention", "advance", "row_scale", "row_zero"}
 STRAIGHT_THROUGH = {"quantize", "dequantize", "qlinear", "qconv2d", "qembedding"}
 # The arguments that carry the batch on their first axis.
@@ -131,6 +135,10 @@ def test_the_table_covers_exactly_the_ops():
     assert all(name == op.name for name, op in OPS.items())
 
 
+def test_ops_without_an_onnx_form_are_the_declared_ones():
+    assert {name for name, op in OPS.items() if op.onnx is None} == NO_ONNX
+
+
 def test_ops_without_gradient_are_the_declared_ones():
     assert {name for name, op in OPS.items() if op.vjp is None} == NO_GRADIENT
     assert {name for name, op in OPS.items() if op.in_place} == {"cache_write"}
@@ -142,8 +150,6 @@ def test_declared_fields_fit_the_arguments(op):
     assert set(op.parameters) <= names
     assert {op.matrix, op.in_place} <= names | {None}
     assert op.matrix is None or op.matrix in op.parameters
-    assert isinstance(op.onnx, str) and op.onnx
-    assert op.onnx.startswith("QDQ:") == (op.name in {"qlinear", "qconv2d", "qembedding", "row_scale", "row_zero"})
 
 
 def _spec(array, name, batch):
@@ -314,3 +320,49 @@ def test_cost_is_an_independent_count(example):
     specs = [_spec(a, name, None) for name, a in zip(example.names, example.arrays, strict=True)]
     cost = op.cost(Spec(out.shape, str(out.dtype)), *specs, **example.attributes)
     assert (cost.macs, cost.bytes) == (_count_macs(example, out), _count_bytes(example, out))
+
+
+def _single(example, batch):
+    """A graph of the one op: what carries the batch is an input, the rest are weights."""
+    inputs, weights, names = {}, {}, []
+    for name, array in zip(example.names, example.arrays, strict=True):
+        if array is None:
+            names.append("")
+        elif array.ndim and (name in BATCHED or (name == "scale" and array.ndim > 1)):
+            inputs[name] = _spec(array, name, batch)
+            names.append(name)
+        else:
+            weights[name] = Weight(array)
+            names.append(f"{name}:codes" if array.dtype.kind in "iu" else name)
+    return Graph("single", (Node(example.op, tuple(names), "value", example.attributes),), weights, inputs, ("value",))
+
+
+@each_example
+@pytest.mark.parametrize("batch", [None, "N"])
+def test_onnx_form_computes_the_same(example, batch):
+    """In onnxruntime: codes, and whatever is made of integers, bit for bit; floats up to the order of a sum."""
+    graph = _single(example, batch)
+    given = dict(zip(example.names, example.arrays, strict=True))
+    expected = OPS[example.op].forward(*_frozen(example), **example.attributes)
+    found = ONNX.prepare(graph)(*(given[name] for name in graph.inputs))
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    if expected.dtype.kind == "f":
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+@each_example
+def test_onnx_form_is_data_that_is_whole(example):
+    """Every name is an argument that is there, or made before it is read; the last operator makes the value."""
+    specs = [_spec(a, name, None) for name, a in zip(example.names, example.arrays, strict=True)]
+    form = OPS[example.op].onnx(*specs, **example.attributes)
+    known = {name for name, array in zip(example.names, example.arrays, strict=True) if array is not None}
+    for step in form:
+        assert isinstance(step, OnnxNode)
+        for source in step.inputs:
+            assert isinstance(source, np.ndarray) or source.removesuffix(".T") in known
+        assert step.output not in known
+        known.add(step.output)
+        assert all(isinstance(value, int | float | str | list) for value in step.attributes.values())
+    assert form[-1].output == OUT
