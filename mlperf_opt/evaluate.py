@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset
