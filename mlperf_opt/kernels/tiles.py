@@ -48,7 +48,7 @@ from mlperf_opt.kernels.simd import (
 FLOAT, HALF, CODES, INT8, INT8_PORTABLE = range(5)
 # (panels, rows) of the micro-kernels: accumulators + weights + one input fit 32 registers, and there are enough of them
 # to hide the latency of a multiply-add (4 or 5 cycles, two at once).
-SHAPES = ((8, 1), (4, 6), (4, 4), (4, 2), (4, 1), (2, 12), (2, 8), (2, 4), (2, 2), (2, 1), (1, 12), (1, 4), (1, 1))
+SHAPES = ((8, 1), (4, 6), (4, 4), (4, 2), (4, 1), (2, 12), (2, 8), (2, 4), (2, 2), (2, 1), (1, 12), (1, 8), (1, 4), (1, 1))
 # Weights that are widened while they are read serve one row; for many they are widened once.
 _ONE_ROW = tuple(shape for shape in SHAPES if shape[1] == 1)
 _SMALL = ((2, 4), (2, 1), (1, 4), (1, 1))  # the portable product needs registers of its own
