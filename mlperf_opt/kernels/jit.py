@@ -1,33 +1,17 @@
-"""How kernels are compiled: once, without the interpreter lock, cached on disk under a hash of their own sources.
-
-numba's file cache notices a changed file, but not a changed file that it imports; so the folder is named after all of them.
-"""
+"""How kernels are compiled: once, without the interpreter lock, cached on disk (see `cache.py`)."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 from numba.core import config
 
+from mlperf_opt.kernels.cache import writable_folder
+
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-@cache
-def cache_folder() -> str:
-    """Return the folder of compiled kernels: below XDG_CACHE_HOME or ~/.cache, one per version of the sources."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256("".join([numba.__version__, platform.python_version()]).encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return str(base / "mlperf_opt" / digest.hexdigest()[:16])
 
 
 def kernel(*signatures: str) -> Callable[[F], F]:
@@ -40,9 +24,10 @@ def kernel(*signatures: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         theirs = config.CACHE_DIR
-        config.CACHE_DIR = cache_folder()
+        folder = writable_folder() if signatures else None
+        config.CACHE_DIR = str(folder or theirs)
         try:
-            return numba.njit(list(signatures) or None, nogil=True, cache=bool(signatures), error_model="numpy")(function)
+            return numba.njit(list(signatures) or None, nogil=True, cache=folder is not None, error_model="numpy")(function)
         finally:
             config.CACHE_DIR = theirs
 

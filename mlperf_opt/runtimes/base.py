@@ -105,6 +105,7 @@ class Runtime:
         make: (graph, options) -> executable; raises `GraphError` for an op that it lacks.
         options: how.
         require: raises `ConfigError` if what it needs isn't installed: asked before any work.
+        notice: what to tell whoever waits for the first graph to be prepared, "" if it takes no time.
         traced: whether what a call allocates is seen by tracemalloc, so that its peak can be measured.
     """
 
@@ -112,6 +113,7 @@ class Runtime:
     make: Callable[[Graph, RuntimeOptions], Executable]
     options: RuntimeOptions = RuntimeOptions()
     require: Callable[[], None] = lambda: None
+    notice: Callable[[], str] = lambda: ""
     traced: bool = True
 
     def prepare(self, graph: Graph) -> Executable:

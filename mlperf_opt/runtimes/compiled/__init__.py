@@ -11,6 +11,7 @@ from importlib.util import find_spec
 
 from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph
+from mlperf_opt.kernels.cache import is_compiled
 from mlperf_opt.runtimes.base import Executable, Runtime, RuntimeOptions
 
 
@@ -25,4 +26,8 @@ def _require() -> None:
         raise ConfigError("runtime=compiled needs numba: pip install numba, or choose runtime=numpy")
 
 
-COMPILED = Runtime("compiled", _make, require=_require)
+def _notice() -> str:
+    return "" if is_compiled() else "compiling the kernels: once, some 15 seconds"
+
+
+COMPILED = Runtime("compiled", _make, require=_require, notice=_notice)
