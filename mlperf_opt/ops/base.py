@@ -71,6 +71,8 @@ class OpDef:
             between quantize and dequantize pairs, None where it has no counterpart.
         parameters: the arguments that are trained weights of the network.
         matrix: the argument that multiplies the input: what quant and prune work on.
+        skips_input_gradient: its vjp takes ``input_gradient=False`` too, and then leaves out the gradient of its first
+            argument: nobody needs that of the data, and it costs as much as the forward pass.
         in_place: the argument whose buffer the op may overwrite and return (the state of a cache).
     """
 
@@ -83,6 +85,7 @@ class OpDef:
     onnx: str | None
     parameters: tuple[str, ...] = ()
     matrix: str | None = None
+    skips_input_gradient: bool = False
     in_place: str | None = None
 
     def position(self, argument: str) -> int:
