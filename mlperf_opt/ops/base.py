@@ -74,6 +74,8 @@ class OpDef:
             op without a counterpart.
         parameters: the arguments that are trained weights of the network.
         matrix: the argument that multiplies the input: what quant and prune work on.
+        skips_input_gradient: its vjp takes ``input_gradient=False`` too, and then leaves out the gradient of its first
+            argument: nobody needs that of the data, and it costs as much as the forward pass.
         in_place: the argument whose buffer the op may overwrite and return (the state of a cache).
     """
 
@@ -86,6 +88,7 @@ class OpDef:
     onnx: Callable[..., Form] | None
     parameters: tuple[str, ...] = ()
     matrix: str | None = None
+    skips_input_gradient: bool = False
     in_place: str | None = None
 
     def position(self, argument: str) -> int:

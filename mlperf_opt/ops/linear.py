@@ -22,10 +22,12 @@ def _forward(x: Array, weight: Array, bias: Array | None) -> Array:
     return y
 
 
-def _vjp(grad: Array, _out: Array, x: Array, weight: Array, bias: Array | None) -> tuple[Array | None, ...]:
+def _vjp(
+    grad: Array, _out: Array, x: Array, weight: Array, bias: Array | None, *, input_gradient: bool = True
+) -> tuple[Array | None, ...]:
     rows = grad.reshape(-1, grad.shape[-1])
     d_weight = rows.T @ x.reshape(-1, x.shape[-1])
-    return grad @ weight, d_weight, None if bias is None else rows.sum(axis=0)
+    return grad @ weight if input_gradient else None, d_weight, None if bias is None else rows.sum(axis=0)
 
 
 def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None) -> Cost:
@@ -49,4 +51,5 @@ LINEAR = OpDef(
     onnx=_onnx,
     parameters=("weight", "bias"),
     matrix="weight",
+    skips_input_gradient=True,
 )

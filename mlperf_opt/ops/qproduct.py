@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes
-from mlperf_opt.ops.conv import CONV2D, conv2d_cost, infer_conv2d, patches
+from mlperf_opt.ops.conv import CONV2D, conv2d_cost, infer_conv2d, product
 from mlperf_opt.ops.embedding import EMBEDDING, embedding_cost, infer_embedding
 from mlperf_opt.ops.onnx_form import Form, cast, ints, node
 from mlperf_opt.ops.qproduct_onnx import onnx_qconv2d, onnx_qlinear
@@ -70,18 +70,15 @@ def _qlinear_infer(
     return Spec((*x.shape[:-1], weight.shape[0]), _out_dtype(y_scale))
 
 
-def _product(
-    rows: Array,
-    x_scale: Array,
-    weight: Array,
-    w_scale: Array,
-    bias: Array | None,
-    y_scale: Array | None,
-    y_zero: Array | None,
+def _exact(k: int) -> type[np.float32] | type[np.float64]:
+    """The float in which BLAS holds every sum of ``k`` products of codes exactly."""
+    return np.float32 if k <= _FLOAT32_EXACT_K else np.float64
+
+
+def _rescale(
+    acc: Array, x_scale: Array, w_scale: Array, bias: Array | None, y_scale: Array | None, y_zero: Array | None
 ) -> Array:
-    """Centred codes (..., K) times weight codes (M, K) -> float32 (..., M); uint8 codes if there is an output scale."""
-    exact = np.float32 if rows.shape[-1] <= _FLOAT32_EXACT_K else np.float64  # BLAS in a float that holds every sum
-    acc = (rows.astype(exact) @ weight.T.astype(exact)).astype(np.int32)
+    """Sums of products of codes -> float32; uint8 codes if there is an output scale. Scales and bias fit ``acc``."""
     if bias is not None and bias.dtype == np.int32:
         acc += bias
         bias = None
@@ -109,7 +106,9 @@ def _qlinear(
     y_scale: Array | None,
     y_zero: Array | None,
 ) -> Array:
-    return _product(_centred(x, x_zero), x_scale, weight, w_scale, bias, y_scale, y_zero)
+    exact = _exact(weight.shape[1])
+    acc = _centred(x, x_zero).astype(exact) @ weight.T.astype(exact)
+    return _rescale(acc.astype(np.int32), x_scale, w_scale, bias, y_scale, y_zero)
 
 
 def _real(weight: Array, w_scale: Array) -> Array:
@@ -134,13 +133,16 @@ def _qlinear_vjp(
     bias: Array | None,
     y_scale: Array | None,
     y_zero: Array | None,
+    *,
+    input_gradient: bool = True,
 ) -> tuple[Array | None, ...]:
     grad = _through(grad, out, y_scale)
     rows = grad.reshape(-1, grad.shape[-1])
     real_x = _centred(x, x_zero).astype(np.float32) * x_scale
     d_weight = rows.T @ real_x.reshape(-1, x.shape[-1])
     d_bias = None if bias is None else rows.sum(axis=0)
-    return grad @ _real(weight, w_scale), None, None, d_weight, None, d_bias, None, None
+    d_x = grad @ _real(weight, w_scale) if input_gradient else None
+    return d_x, None, None, d_weight, None, d_bias, None, None
 
 
 def _qlinear_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None) -> Cost:
@@ -183,10 +185,15 @@ def _qconv(
     stride: int,
     padding: int,
 ) -> Array:
-    m, _, kh, kw = weight.shape
+    exact = _exact(weight[0].size)
     # Centred first, then padded with 0: a pixel outside the image is real zero, whatever the zero point.
-    rows = patches(_centred(x, x_zero), kh, kw, stride, padding)
-    return _product(rows, x_scale, weight.reshape(m, -1), w_scale, bias, y_scale, y_zero).transpose(0, 3, 1, 2)
+    acc = product(_centred(x, x_zero).astype(exact), weight.astype(exact), stride, padding).astype(np.int32)
+    return _rescale(acc, x_scale, _per_channel(w_scale), None if bias is None else _per_channel(bias), y_scale, y_zero)
+
+
+def _per_channel(array: Array) -> Array:
+    """() or (M,) in front of the axes H and W."""
+    return array[:, None, None] if array.ndim else array
 
 
 def _qconv_vjp(
@@ -203,12 +210,12 @@ def _qconv_vjp(
     *,
     stride: int,
     padding: int,
+    input_gradient: bool = True,
 ) -> tuple[Array | None, ...]:
     real_x = _centred(x, x_zero).astype(np.float32) * x_scale
+    arrays = (_through(grad, out, y_scale), out, real_x, _real(weight, w_scale), bias)
     assert CONV2D.vjp is not None
-    d_x, d_weight, d_bias = CONV2D.vjp(
-        _through(grad, out, y_scale), out, real_x, _real(weight, w_scale), bias, stride=stride, padding=padding
-    )
+    d_x, d_weight, d_bias = CONV2D.vjp(*arrays, stride=stride, padding=padding, input_gradient=input_gradient)
     return d_x, None, None, d_weight, None, d_bias, None, None
 
 
@@ -260,6 +267,7 @@ QLINEAR = OpDef(
     onnx_qlinear,
     parameters=("weight", "bias"),
     matrix="weight",
+    skips_input_gradient=True,
 )
 QCONV2D = OpDef(
     "qconv2d",
@@ -271,6 +279,7 @@ QCONV2D = OpDef(
     onnx_qconv2d,
     parameters=("weight", "bias"),
     matrix="weight",
+    skips_input_gradient=True,
 )
 QEMBEDDING = OpDef(
     "qembedding",

@@ -262,6 +262,42 @@ def test_gradient_of_a_quantized_product_is_that_of_its_float_counterpart(exampl
     assert [found[i] for i in (1, 2, 4, 6, 7)] == [None] * 5
 
 
+@each_example
+def test_the_order_in_memory_does_not_matter(example):
+    """Shapes are what counts: conv2d returns its output with the batch last in memory; what follows must not care."""
+    op = OPS[example.op]
+    usual = [None if a is None else np.array(a) for a in example.arrays]
+    turned = [None if a is None else np.array(a, order="F") for a in example.arrays]
+    out = op.forward(*usual, **example.attributes).copy()
+    found = op.forward(*turned, **example.attributes)
+    np.testing.assert_allclose(found, out, rtol=1e-5, atol=1e-6)
+    if op.vjp is None:
+        return
+    cotangent = np.random.default_rng(3).normal(size=out.shape).astype(np.float32)
+    expected = op.vjp(cotangent, out, *usual, **example.attributes)
+    gradients = op.vjp(np.array(cotangent, order="F"), np.array(out, order="F"), *turned, **example.attributes)
+    for one, other in zip(gradients, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_products_can_leave_out_the_gradient_of_their_input():
+    assert {name for name, op in OPS.items() if op.skips_input_gradient} == {"linear", "conv2d", "qlinear", "qconv2d"}
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if OPS[e.op].skips_input_gradient], ids=str)
+def test_leaving_out_the_gradient_of_the_input_changes_no_other(example):
+    op, arrays = OPS[example.op], _frozen(example)
+    out = op.forward(*arrays, **example.attributes)
+    cotangent = np.random.default_rng(3).normal(size=out.shape).astype(np.float32)
+    first, *expected = op.vjp(cotangent, out, *arrays, **example.attributes)
+    none, *others = op.vjp(cotangent, out, *arrays, **example.attributes, input_gradient=False)
+    assert first is not None and none is None
+    for one, other in zip(others, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.op in ("quantize", "dequantize")], ids=str)
 def test_gradient_of_a_grid_op_is_the_identity_where_it_does_not_saturate(example):
     op, (x, scale, zero) = OPS[example.op], example.arrays
