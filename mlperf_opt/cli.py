@@ -7,6 +7,7 @@ threads is.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +23,7 @@ COMMANDS = {
     "help": "explain a pass and its settings: help PASS",
 }
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_LONG_WORD = re.compile(r"(\S{60})\S{120,}(\S{60})")
 _USAGE, _INTERRUPTED, _CLOSED = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
 
 
@@ -49,13 +51,17 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: cannot write or read{where}: {error.strerror or error}", file=sys.stderr)
         _drop_output()
         return _USAGE
+    except MemoryError as error:
+        print(f"error: not enough memory: {_one_line(str(error)) or 'smaller sizes may fit'}", file=sys.stderr)
+        return _USAGE
     except KeyboardInterrupt as interrupt:
         print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return _INTERRUPTED
 
 
 def _one_line(text: str) -> str:
-    """Show line feeds and whatever else would move the cursor as escapes: messages repeat what the user typed."""
+    """Messages repeat what the user typed: show what would move the cursor as escapes, and of a very long word its ends."""
+    text = _LONG_WORD.sub(r"\1...\2", text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
