@@ -92,10 +92,8 @@ def unmatched(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
         left: dict[str, list[str]] = {}
         for row in (row for row in _rows(frame) if _key(row) not in taken):
             left.setdefault(f"{_label(row.get('job'))}{row['model']}", []).append(row["name"])
-        if left:
-            lines.append(
-                f"only on the {side} side: " + "; ".join(f"{who} {', '.join(names)}" for who, names in left.items())
-            )
+        facts = "; ".join(f"{model} {', '.join(names)}" for model, names in left.items())
+        lines += [f"only on the {side} side: {facts}"] if facts else []
     return lines
 
 

@@ -122,6 +122,7 @@ MISTAKES = {
     "--config-dir nowhere": "no such folder",
     "--config-dir=nowhere": "no such folder",
     "help nope": "no such topic",
+    "help transfomer": "did you mean 'transformer'",
     "help prune quant": "expected one topic",
     # sweeps: refused whole, before the first folder
     "seed=1,2": "several values are a sweep, add -m",
@@ -220,6 +221,11 @@ def test_a_word_of_thousands_of_letters_is_shortened(words, assert_refused, say)
 @pytest.mark.integration
 def test_the_first_word_decides_what_is_explained(say):
     assert "magnitude pruning" in say("help", "prune").out
+    for word, text in (("train", "warmup: share of all steps"), ("cnn", "channels: [4, 8]"), ("olympics", "from: baseline")):
+        assert text in say("help", word).out
+    for word in ("mlp", "digits", "numpy", "thorough", "none", "optimize"):
+        answer = say("help", word)
+        assert answer.status == 0 and word in answer.out.splitlines()[0]
     assert say("help", "train").out == say("train", "--help").out
     assert say("help", "compare").out == say("compare", "a", "b", "--help").out
     assert "quality_delta<-0.01" in say("help", "compare").out

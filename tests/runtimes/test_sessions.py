@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from hypothesis.stateful import run_state_machine_as_test as check_state_machine
 
 from mlperf_opt.data import load_data
 from mlperf_opt.errors import GraphError, SessionError
@@ -108,7 +109,7 @@ token = st.integers(0, VOCABULARY - 1)
 @each_runtime
 def test_any_order_of_calls_gives_what_recomputing_gives(runtime):
     machine = type("SessionOf" + runtime, (AnySession,), {"runtime": runtime})
-    run_state_machine_as_test(machine, settings=settings(max_examples=60, stateful_step_count=12, deadline=None))
+    check_state_machine(machine, settings=settings(max_examples=60, stateful_step_count=12, deadline=None))
 
 
 @each_runtime
