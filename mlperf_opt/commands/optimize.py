@@ -26,7 +26,7 @@ from mlperf_opt.composition import (
 )
 from mlperf_opt.config import RunConfig, build_config, load
 from mlperf_opt.errors import ConfigError, MlperfOptError
-from mlperf_opt.overrides import CommandLine
+from mlperf_opt.overrides import SWEEP_DIR, CommandLine
 from mlperf_opt.report import export_note, milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runner import Run
@@ -75,7 +75,7 @@ def _check(line: CommandLine) -> None:
             assert config.runtime.runtime  # raises for a name that doesn't exist
             load(config)
         except MlperfOptError as error:
-            prefix = f"job {' '.join(overrides)}: " if line.multirun else ""
+            prefix = f"job {' '.join(overrides)}: " if line.multirun and overrides else ""
             raise type(error)(f"{prefix}{error}") from None
 
 
@@ -103,7 +103,8 @@ def _single(line: CommandLine, console: Console) -> int:
 def _sweep(line: CommandLine, console: Console) -> int:
     jobs: list[Job] = []
     total = len(expand(line))
-    folder = Path(line.value("hydra.sweep.dir") or _sweep_folder())
+    given = line.value(SWEEP_DIR)
+    folder = Path(given.strip("'\"") if given else _sweep_folder())
 
     def task(config: RunConfig, job_folder: Path, number: int) -> None:
         overrides = tuple(_task_overrides())
@@ -124,7 +125,7 @@ def _sweep(line: CommandLine, console: Console) -> int:
         _show_promises(job, config, console)
 
     try:
-        _run_hydra(line, [] if line.value("hydra.sweep.dir") else [f"hydra.sweep.dir={folder}"], task)
+        _run_hydra(line, [] if given else [f"{SWEEP_DIR}={folder}"], task)
     finally:
         with contextlib.suppress(OSError):
             (folder / "multirun.yaml").unlink()  # Hydra's notes, with the paths of this machine

@@ -41,7 +41,7 @@ def _infer(q: Spec, k: Spec, v: Spec, *, heads: int, causal: bool) -> Spec:
 
 def _weights(q: Array, k: Array, causal: bool) -> Array:
     """softmax(q k^T / sqrt(d)) of (N, heads, T, d) arrays; causal: place t sees places 0..t."""
-    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.transpose(0, 1, 3, 2)
+    scores = (q * (1 / math.sqrt(q.shape[-1]))) @ k.mT
     if causal:
         t = scores.shape[-1]
         scores = np.where(np.tri(t, dtype=bool), scores, -np.inf)
@@ -56,9 +56,9 @@ def _forward(q: Array, k: Array, v: Array, *, heads: int, causal: bool) -> Array
 def _vjp(grad: Array, _out: Array, q: Array, k: Array, v: Array, *, heads: int, causal: bool) -> tuple[Array, Array, Array]:
     q, k, v, g = (split_heads(x, heads) for x in (q, k, v, grad))
     weights = _weights(q, k, causal)
-    d_scores = softmax_vjp(g @ v.transpose(0, 1, 3, 2), weights) * (1 / math.sqrt(q.shape[-1]))
-    d_v = weights.transpose(0, 1, 3, 2) @ g
-    return join_heads(d_scores @ k), join_heads(d_scores.transpose(0, 1, 3, 2) @ q), join_heads(d_v)
+    d_scores = softmax_vjp(g @ v.mT, weights) * (1 / math.sqrt(q.shape[-1]))
+    d_v = weights.mT @ g
+    return join_heads(d_scores @ k), join_heads(d_scores.mT @ q), join_heads(d_v)
 
 
 def _cost(out: Spec, q: Spec, k: Spec, v: Spec, **_: int) -> Cost:
@@ -91,9 +91,10 @@ def _check_rows(batch: Spec, *specs: Spec) -> None:
 
 def _write(cache: Array, new: Array, position: Array, lengths: Array) -> Array:
     """Put row n's first lengths[n] vectors at position[n]; the buffer of ``cache`` is overwritten and returned."""
-    new = split_heads(new, cache.shape[1])
+    rows, heads, _, width = cache.shape
+    new = new.reshape(rows, -1, heads, width)
     for row, (start, count) in enumerate(zip(position.tolist(), lengths.tolist(), strict=True)):
-        cache[row, :, start : start + count] = new[row, :, :count]
+        cache[row, :, start : start + count] = new[row, :count].swapaxes(0, 1)
     return cache
 
 
@@ -115,12 +116,11 @@ def _cached(q: Array, keys: Array, values: Array, position: Array, *, heads: int
     q = split_heads(q, heads)
     rows, _, time, width = q.shape
     used = min(max(position.tolist()) + time, keys.shape[2])  # what lies behind the longest row is never read
-    keys, values = keys[:, :, :used], values[:, :, :used]
-    scores = (q * (1 / math.sqrt(width))) @ keys.transpose(0, 1, 3, 2)  # (N, heads, T, used)
+    scores = (q * (1 / math.sqrt(width))) @ keys[:, :, :used].mT  # (N, heads, T, used)
     if rows > 1 or time > 1:  # a single new token sees all that is used
         places = position[:, None] + np.arange(time)  # (N, T)
         scores = np.where(np.arange(used) <= places[:, None, :, None], scores, -np.inf)
-    return join_heads(softmax(scores) @ values)
+    return join_heads(softmax(scores) @ values[:, :, :used])
 
 
 def _cached_cost(out: Spec, q: Spec, keys: Spec, values: Spec, position: Spec, **_: int) -> Cost:

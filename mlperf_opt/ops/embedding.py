@@ -28,13 +28,14 @@ def _infer(tokens: Spec, table: Spec) -> Spec:
 
 
 def _check_tokens(tokens: Array, size: int) -> None:
-    if tokens.size and (tokens.min() < 0 or tokens.max() >= size):
+    # Seen as unsigned a negative id is a huge one: one look instead of two, which counts in a decode step.
+    if tokens.size and np.maximum.reduce(tokens.view(f"u{tokens.itemsize}"), axis=None) >= size:
         raise GraphError(f"embedding: token ids must be 0..{size - 1}, got {tokens.min()}..{tokens.max()}")
 
 
 def _embedding(tokens: Array, table: Array) -> Array:
     _check_tokens(tokens, len(table))
-    return table[tokens]
+    return table.take(tokens, axis=0)
 
 
 def _embedding_vjp(grad: Array, _out: Array, tokens: Array, table: Array) -> tuple[Array | None, Array]:
@@ -56,9 +57,12 @@ def _places(x: Array, offset: Array | None, capacity: int) -> Array | slice:
         if time > capacity:
             raise GraphError(f"positions: {time} tokens, but the model knows {capacity} places")
         return slice(0, time)
-    places = offset[:, None] + np.arange(time)
-    # Padding behind a short row may run past the end; those outputs are never used, so any valid place will do.
-    return np.minimum(places, capacity - 1)
+    return offset[:, None] + np.arange(time)
+
+
+def _vectors(table: Array, places: Array | slice) -> Array:
+    """Look the places up. Padding behind a short row may run past the end; its outputs are never used: any place will do."""
+    return table[places] if isinstance(places, slice) else table.take(places, axis=0, mode="clip")
 
 
 def _infer_learned(x: Spec, table: Spec, offset: Spec | None) -> Spec:
@@ -77,7 +81,7 @@ def _check_offset(x: Spec, offset: Spec | None) -> None:
 
 
 def _learned(x: Array, table: Array, offset: Array | None) -> Array:
-    return x + table[_places(x, offset, len(table))]
+    return x + _vectors(table, _places(x, offset, len(table)))
 
 
 def _learned_vjp(grad: Array, _out: Array, x: Array, table: Array, offset: Array | None) -> tuple[Array | None, ...]:
@@ -86,7 +90,7 @@ def _learned_vjp(grad: Array, _out: Array, x: Array, table: Array, offset: Array
     if isinstance(places, slice):
         d_table[places] = grad.sum(axis=0)
     else:
-        np.add.at(d_table, places.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+        np.add.at(d_table, np.minimum(places, len(table) - 1).reshape(-1), grad.reshape(-1, grad.shape[-1]))
     return grad, d_table, None
 
 
@@ -110,7 +114,7 @@ def _infer_sinusoidal(x: Spec, offset: Spec | None, *, context: int) -> Spec:
 
 def _sinusoidal(x: Array, offset: Array | None, *, context: int) -> Array:
     table = sinusoid_table(context, x.shape[-1]).astype(x.dtype, copy=False)
-    return x + table[_places(x, offset, context)]
+    return x + _vectors(table, _places(x, offset, context))
 
 
 def _onnx_positions(table: str | Array, capacity: int, offset: Spec | None) -> Form:

@@ -1,6 +1,6 @@
 """Records -> files, tables and comparisons."""
 
-from mlperf_opt.report.compare import Delta, compare, compare_grid, fail_on, unmatched
+from mlperf_opt.report.compare import Delta, changed_settings, compare, compare_grid, fail_on, unmatched
 from mlperf_opt.report.csv_files import read_metrics, write_metrics, write_table
 from mlperf_opt.report.files import write_bytes, write_json, write_text
 from mlperf_opt.report.grid import Grid, markdown, to_rich
@@ -22,6 +22,7 @@ __all__ = [
     "Delta",
     "Grid",
     "Promise",
+    "changed_settings",
     "compare",
     "compare_grid",
     "export_grid",

@@ -19,6 +19,8 @@ from mlperf_opt.runtimes import RUNTIMES
 from mlperf_opt.settings import build_settings
 from mlperf_opt.training import TrainSettings
 
+pytestmark = pytest.mark.integration
+
 CONF, PIPELINES = resource_dir("conf"), resource_dir("pipelines")
 SHIPPED = sorted([*CONF.rglob("*.yaml"), *PIPELINES.rglob("*.yaml")])
 OPTIONS = {path for path in SHIPPED if path.parent != CONF}

@@ -18,6 +18,8 @@ from mlperf_opt.passes import PASSES, PassContext
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runtimes import NUMPY, complete, stepwise
 
+pytestmark = pytest.mark.integration
+
 MODELS = {"mlp": "digits", "cnn": "digits", "transformer": "reverse"}
 NEEDS_ATTENTION = {"kv_cache"}
 # the shipped defaults first: the declared tolerance is promised for them

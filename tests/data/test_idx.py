@@ -178,9 +178,8 @@ def test_a_damaged_gzip_file_is_refused(damage, tmp_path):
     path = folder / f"{FILES[0]}.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
-    path.write_bytes(
-        {"cut": path.read_bytes()[:-20], "empty": b"", "no gzip": b"plain text", "flipped": bytes(data)}[damage]
-    )
+    damaged = {"cut": path.read_bytes()[:-20], "empty": b"", "no gzip": b"plain text", "flipped": bytes(data)}
+    path.write_bytes(damaged[damage])
     with pytest.raises(DataError, match=rf"{FILES[0]}\.gz"):
         load_idx("small", str(tmp_path))
 
