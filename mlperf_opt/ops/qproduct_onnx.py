@@ -16,6 +16,8 @@ from mlperf_opt.ops.base import Spec
 from mlperf_opt.ops.conv import conv_attributes
 from mlperf_opt.ops.onnx_form import OUT, Form, OnnxNode, cast, ints, node, then_add
 
+_MIDDLE = 128  # the zero point that makes uint8 of int8
+
 
 def onnx_qlinear(
     x: Spec,
@@ -64,9 +66,14 @@ def onnx_qconv2d(
     if x_scale.shape == () == x_zero.shape:
         return _qdq("Conv", "weight", w_scale, bias, y_scale, attributes)
     ones = np.ones((1, *(int(d) for d in x.shape[1:])), np.uint8)
+    zero, middle = np.uint8(0), np.uint8(_MIDDLE)
     product = (
-        node("ConvInteger", "x", "weight", to="raw", **attributes),
-        node("ConvInteger", ones, "weight", to="sums", **attributes),  # (1, M, H', W')
+        # as uint8 around 128: onnxruntime 1.20 has no ConvInteger on int8 weights (and crashes without x's zero point)
+        cast("weight", "int32", to="wide"),
+        node("Add", "wide", np.int32(_MIDDLE), to="raised"),
+        cast("raised", "uint8", to="filters"),
+        node("ConvInteger", "x", "filters", zero, middle, to="raw", **attributes),
+        node("ConvInteger", ones, "filters", zero, middle, to="sums", **attributes),  # (1, M, H', W')
     )
     return product + _scaled(w_scale, bias, y_scale, places=2)
 

@@ -1,19 +1,27 @@
 """The command ``export``: the file that it leaves, what it shows, and its exit status."""
 
 import io
+import re
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from rich.console import Console
 
 from mlperf_opt import cli
 from mlperf_opt.commands import export
+from mlperf_opt.composition import MAIN, compose
 from mlperf_opt.config import build_config, load
 from mlperf_opt.errors import MlperfOptError
 from mlperf_opt.onnx_export import export as export_graph
 from mlperf_opt.ops import OPS
 from mlperf_opt.overrides import normalize, parse
+from mlperf_opt.passes import PassContext
+from mlperf_opt.runtimes import NUMPY, complete
 
 pytestmark = pytest.mark.integration
 
@@ -111,3 +119,19 @@ def test_a_mistake_is_refused_before_any_work(words, message, tmp_path):
 def test_help_explains_it(capsys):
     assert cli.main(["export", "--help"]) == 0
     assert "ONNX" in capsys.readouterr().out
+
+
+def test_the_program_in_the_docs_continues_a_prompt(tmp_path):
+    """Its loop over past and present gives what our own session gives."""
+    assert run("model=transformer", "passes=[kv_cache]", "save=transformer.onnx")[0] == 0
+    page = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+    )
+    plain = compose(MAIN, ["model=transformer", "passes=[kv_cache]"], None)
+    config = build_config(plain)
+    graph, data = load(config)
+    graph = config.steps[0].apply(graph, PassContext(data, 0, NUMPY)).graph
+    expected = complete(NUMPY.prepare(graph), np.array([[3, 1, 4, 26]]), 3)[0]
+    assert done.stdout.split() == [f"[{token}]" for token in expected]

@@ -1,14 +1,21 @@
 """Break the ONNX form of one op at a time: the pass export refuses to write a file that computes something else."""
 
+import re
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from mlperf_opt import cli
+from mlperf_opt.composition import MAIN, compose, register_pipelines
+from mlperf_opt.config import build_config, load
+from mlperf_opt.errors import MlperfOptError
 from mlperf_opt.graph import GraphBuilder
 from mlperf_opt.ops import OPS
+from mlperf_opt.passes import PassContext
+from mlperf_opt.passes.export import Export
 from mlperf_opt.runtimes import NUMPY, OnnxExecutable, difference
 
 pytestmark = pytest.mark.integration
@@ -97,42 +104,50 @@ BREAKAGES = {
 }
 
 
-@pytest.fixture
-def export(tmp_path, monkeypatch, capsys):
-    """Return a function that runs a job and gives (exit status, last row of metrics.csv, files written, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def execute(*arguments):
-        folder = tmp_path / f"run{len(list(tmp_path.iterdir()))}"
-        status = cli.main([*arguments, f"hydra.run.dir={folder.name}", "measure.seconds=0.02"])
-        last = pd.read_csv(folder / "metrics.csv").iloc[-1]
-        return status, last, sorted(path.name for path in folder.glob("*.onnx")), capsys.readouterr().err
-
-    return execute
+NAMED_CHECKS = ("disagrees with the numpy runtime", "onnx.checker refuses", "onnxruntime refuses", "onnxruntime: ")
 
 
-@pytest.mark.parametrize("arguments, op, change", BREAKAGES.values(), ids=list(BREAKAGES))
-def test_a_broken_onnx_form_is_not_written(export, monkeypatch, arguments, op, change):
+@cache
+def _before_export(*words):
+    """The graph that the last step, export, is given, and its data."""
+    register_pipelines(None)
+    config = build_config(compose(MAIN, list(words), None))
+    graph, data = load(config)
+    for step in config.steps[:-1]:
+        graph = step.apply(graph, PassContext(data, 0, NUMPY)).graph
+    return graph, data
+
+
+def _break(monkeypatch, op, change):
     original = OPS[op].onnx
     broken = replace(OPS[op], onnx=lambda *specs, **attributes: tuple(map(change, original(*specs, **attributes))))
     monkeypatch.setitem(OPS, op, broken)
-    status, last, files, error = export(*arguments)
-    assert status == 2 and files == []
-    assert last["name"] == "export" and last["status"] == "INVALID"
-    named_checks = (
-        "disagrees with the numpy runtime",
-        "onnx.checker refuses",
-        "onnxruntime refuses",
-        "onnxruntime:",
-    )
-    assert any(check in error and check in last["reasons"] for check in named_checks), error
 
 
-@pytest.mark.parametrize("arguments", sorted({case[0] for case in BREAKAGES.values()}), ids=" ".join)
-def test_a_whole_one_is_written(export, arguments):
-    status, last, files, error = export(*arguments)
-    assert (status, error, last["status"]) == (0, "", "VALID")
-    assert len(files) == 1 and files[0].endswith("-export.onnx")
+@pytest.mark.parametrize("arguments, op, change", BREAKAGES.values(), ids=list(BREAKAGES))
+def test_a_broken_onnx_form_gives_no_file(monkeypatch, arguments, op, change):
+    graph, data = _before_export(*arguments)
+    context = PassContext(data, 0, NUMPY)
+    assert list(Export()(graph, context).files) == ["onnx"]
+    _break(monkeypatch, op, change)
+    with pytest.raises(MlperfOptError, match="|".join(map(re.escape, NAMED_CHECKS))):
+        Export()(graph, context)
+
+
+@pytest.mark.parametrize("name", ["no bias", "padding on one side less"])
+def test_the_ordinary_run_fails_and_writes_no_file(name, monkeypatch, tmp_path, capsys):
+    arguments, op, change = BREAKAGES[name]
+    monkeypatch.chdir(tmp_path)
+    words = [*arguments, "measure.seconds=0.02"]
+    assert cli.main([*words, "hydra.run.dir=whole"]) == 0
+    assert [path.name for path in tmp_path.glob("whole/*.onnx")] == ["02-export.onnx"]
+    _break(monkeypatch, op, change)
+    capsys.readouterr()
+    assert cli.main([*words, "hydra.run.dir=broken"]) == 2
+    last = pd.read_csv(tmp_path / "broken" / "metrics.csv").iloc[-1]
+    assert (last["name"], last["status"]) == ("export", "INVALID")
+    assert NAMED_CHECKS[0] in last["reasons"] and NAMED_CHECKS[0] in capsys.readouterr().err
+    assert list(tmp_path.glob("broken/*.onnx")) == []
 
 
 def test_scales_along_the_wrong_axis_of_a_square_show_operator_by_operator_alone(monkeypatch, rng):
