@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
-from numba.core import config
+from numba.core import config as _config
 
 F = TypeVar("F", bound=Callable[..., Any])
+config: Any = _config  # numba fills the module in when it is imported
 
 
 @cache
@@ -42,7 +43,8 @@ def kernel(*signatures: str) -> Callable[[F], F]:
         theirs = config.CACHE_DIR
         config.CACHE_DIR = cache_folder()
         try:
-            return numba.njit(list(signatures) or None, nogil=True, cache=bool(signatures), error_model="numpy")(function)
+            compiled: Any = numba.njit(list(signatures) or None, nogil=True, cache=bool(signatures), error_model="numpy")
+            return compiled(function)
         finally:
             config.CACHE_DIR = theirs
 

@@ -11,15 +11,7 @@ import numpy as np
 from mlperf_opt.kernels import tiles
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import kernel
-from mlperf_opt.kernels.simd import (
-    floats,
-    load_codes,
-    load_float,
-    load_floats,
-    load_halves,
-    multiply,
-    store_floats,
-)
+from mlperf_opt.kernels.simd import floats, load_codes, load_float, load_floats, load_halves, multiply, store_floats
 from mlperf_opt.kernels.tiles import CODES, FLOAT, GROUP_BYTES, HALF, INT8, INT8_PORTABLE, LANES, shapes_of
 
 # fields of the instruction, behind the opcode
@@ -116,16 +108,19 @@ def _tile(instruction, memories, kind, shape, x, image, row, weight, panel_step,
         out += 64 * panel
         if kind == _FLOAT:
             _float_tile(
-                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale, low
-            )
+                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale,
+                low,
+            )  # fmt: skip
         elif kind == _HALF:
             _half_tile(
-                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale, low
-            )
+                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale,
+                low,
+            )  # fmt: skip
         else:
             _codes_tile(
-                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale, low
-            )
+                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale,
+                low,
+            )  # fmt: skip
         return
     to_codes, zero = field(instruction, TO_CODES), field(instruction, ZERO)
     scales_step = field(instruction, SCALES_ROW_STEP)

@@ -62,7 +62,7 @@ def test_digits_are_disjoint():
 
 
 def test_digits_look_like_their_labels():
-    """The mean image of each class (of the training split) names most of the test images: labels and images belong together."""
+    """The mean image of each class (of the training split) names most of the test images: labels belong to images."""
     train, _, test = _splits("digits")
     means = np.stack([train.inputs[train.targets == digit].mean(axis=0) for digit in range(10)])
     distances = np.square(test.inputs[:, None] - means[None]).sum(axis=(2, 3, 4))
@@ -107,7 +107,9 @@ def test_a_set_is_loaded_once():
     assert load_data("digits") is load_data("digits")
 
 
-@pytest.mark.parametrize("name, near", [("digit", "did you mean 'digits'"), ("MNIST", "one of: digits, mnist"), ("", "one of")])
+@pytest.mark.parametrize(
+    "name, near", [("digit", "did you mean 'digits'"), ("MNIST", "one of: digits, mnist"), ("", "one of")]
+)
 def test_an_unknown_set_is_refused(name, near):
     with pytest.raises(ConfigError, match=rf"data\.name={name}: no such data set.*{near}"):
         load_data(name)

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import mlperf_opt.data.idx as idx
-from mlperf_opt.data import load_data
+from mlperf_opt.data import idx, load_data
 from mlperf_opt.data.idx import MNIST_SHA256, load_idx, parse_idx
 from mlperf_opt.errors import DataError
 
@@ -165,7 +164,9 @@ def test_a_damaged_gzip_file_is_refused(damage, tmp_path):
     path = folder / f"{FILES[0]}.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
-    path.write_bytes({"cut": path.read_bytes()[:-20], "empty": b"", "no gzip": b"plain text", "flipped": bytes(data)}[damage])
+    path.write_bytes(
+        {"cut": path.read_bytes()[:-20], "empty": b"", "no gzip": b"plain text", "flipped": bytes(data)}[damage]
+    )
     with pytest.raises(DataError, match=rf"{FILES[0]}\.gz"):
         load_idx("small", str(tmp_path))
 

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from training_oracles import points
 
-import mlperf_opt.training.loop as loop
 from mlperf_opt.artifacts import load_arrays, load_metadata, save_arrays
 from mlperf_opt.data import Dataset, Split
 from mlperf_opt.errors import ArtifactError
 from mlperf_opt.graph import Affine, Weight, graph_hash
 from mlperf_opt.networks import DigitMLP, SimpleCNN
-from mlperf_opt.training import TrainSettings, train
+from mlperf_opt.training import TrainSettings, loop, train
 
 NETWORK = SimpleCNN(image=(1, 4, 4), channels=(2,), classes=3)
 

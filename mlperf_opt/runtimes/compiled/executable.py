@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -38,6 +37,7 @@ class CompiledExecutable:
         self._portable = options.isa == "portable"
         self._spec = graph.specs[graph.outputs[0]]
         self._timed = "T" in next(iter(graph.inputs.values())).shape
+        self._row = tuple(int(d) for d in self._spec.shape if not isinstance(d, str))  # shape of a row of the output
         self._inputs = [name for name in graph.inputs if name != LENGTHS]
         if len(self._inputs) != 1:
             raise GraphError(f"the compiled runtime takes graphs of one input, {graph.name} has {len(self._inputs)}")
@@ -53,7 +53,8 @@ class CompiledExecutable:
         if self._timed:
             return max(_LEAST_ROWS, self.graph.context or 256)
         widest = max(
-            math.prod(int(d) for d in self.graph.specs[node.output].shape if not isinstance(d, str)) for node in self.graph.nodes
+            math.prod(int(d) for d in self.graph.specs[node.output].shape if not isinstance(d, str))
+            for node in self.graph.nodes
         )
         rows = _CACHE_BYTES // (8 * widest)
         return int(np.clip(rows // _LEAST_ROWS * _LEAST_ROWS, _LEAST_ROWS, _MOST_ROWS))
@@ -77,7 +78,7 @@ class CompiledExecutable:
             state = self._state(rows, length)
             return self._bind(rows, length, state)(x, np.full(rows, length, np.int64), state)[0]
         if not self._timed:
-            out = np.empty((len(x), *self._spec.shape[1:]), np.float32)
+            out = np.empty((len(x), *self._row), np.float32)
             if self._threads == 1 or len(x) <= self._program.rows:
                 machine.run(self._first, x.ravel(), out.reshape(-1), _NO_PLACES, _NO_PLACES, 0, len(x), 1)
                 return out
@@ -87,7 +88,7 @@ class CompiledExecutable:
     def _room(self, x: Array) -> Array:
         dims = dict(zip(self._input.shape, x.shape, strict=False))
         shape = self._spec.bound({name: size for name, size in dims.items() if isinstance(name, str)}).shape
-        return np.empty(shape, self._spec.dtype)
+        return np.empty(tuple(map(int, shape)), self._spec.dtype)
 
     def _spread(self, x: Array, out: Array, sequences: int, time: int) -> Array:
         """Run whole chunks on all threads; how a batch is cut doesn't depend on their number."""
@@ -134,7 +135,7 @@ class CompiledExecutable:
         if length > self._program.rows:
             self._prepare(padded(length))
         worker = Worker(self._program, self._constants, state, length)
-        vocabulary = self._spec.shape[-1]
+        vocabulary = self._row[-1]
 
         def run(tokens: Array, lengths: Array, now: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
             rows, time = tokens.shape

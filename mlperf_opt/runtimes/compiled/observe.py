@@ -78,4 +78,3 @@ def _cache(graph: Graph, state: dict[str, Array], name: str, shape: tuple[int, .
         return state[name].reshape(batch, heads, width, places)[..., :length].transpose(0, 1, 3, 2).copy()
     wide = math.prod(state[name].shape) // (batch * heads * places)
     return state[name].reshape(batch, heads, places, wide)[:, :, :length, :width].copy()
-
