@@ -186,7 +186,14 @@ def test_measure_marks_what_is_wrong(digits):
 def test_a_model_of_nan_is_a_fault(digits):
     graph, data = digits
     subject = Subject(graph, NUMPY, data, 1)
-    nan = Runtime("nan", lambda g: lambda inputs: np.full((len(inputs), 10), np.nan, np.float32))
+
+    class Nan:
+        workspace_bytes = 0
+
+        def __call__(self, inputs):
+            return np.full((len(inputs), 10), np.nan, np.float32)
+
+    nan = Runtime("nan", lambda _graph, _options: Nan())
     faults = measure(Subject(graph, nan, data, 1), subject, data, FAST, 0)[1]
     assert any("not finite" in fault for fault in faults)
     assert "100 outputs are not a number" in faults

@@ -9,10 +9,10 @@ import math
 
 import numpy as np
 
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import kernel
 from mlperf_opt.kernels.simd import (
-    LANES,
     add,
     any_larger,
     divide,
@@ -48,7 +48,9 @@ _LOG2E = np.float32(1.4426950408889634)
 # ln 2 in two parts, so that x - n ln 2 keeps its last bits (Cody and Waite)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # exp(r) = 1 + r + r^2 P(r) on |r| <= ln 2 / 2: minimax coefficients of Cephes' expf, highest first
-_EXP = tuple(np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
+_EXP = tuple(
+    np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+)
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = np.float32(-87.0), np.float32(88.0)
 _GELU_LINEAR = np.float32(-2 * 0.7978845608028654)
 _GELU_CUBIC = np.float32(-2 * 0.7978845608028654 * 0.044715)
@@ -90,6 +92,7 @@ OTHER, OTHER_STEP = 6, 7  # add: the second input
 
 @kernel()
 def relu(instruction, memories, rows):
+    """max(x, 0)."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     for _ in range(rows):
         for i in range(0, field(instruction, COUNT), LANES):
@@ -100,6 +103,7 @@ def relu(instruction, memories, rows):
 
 @kernel()
 def gelu(instruction, memories, rows):
+    """gelu, in its tanh form; in place where out is x."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     for _ in range(rows):
         for i in range(0, field(instruction, COUNT), LANES):
@@ -110,6 +114,7 @@ def gelu(instruction, memories, rows):
 
 @kernel()
 def add_rows(instruction, memories, rows):
+    """x + y."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     other = operand(instruction, OTHER, memories)
     for _ in range(rows):
@@ -152,6 +157,7 @@ def softmax_row(x, out, count):
 
 @kernel()
 def softmax(instruction, memories, rows):
+    """softmax of each row."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     for _ in range(rows):
         softmax_row(x, out, field(instruction, COUNT))
@@ -263,6 +269,7 @@ def quantize_row(x, out, count, scale, zero):
 
 @kernel()
 def quantize(instruction, memories, rows):
+    """uint8 codes on one grid, or on one for each row."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     scale, zero = operand(instruction, SCALE, memories), operand(instruction, ZERO, memories)
     step = 4 * field(instruction, PER_ROW)

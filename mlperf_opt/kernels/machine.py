@@ -83,9 +83,7 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
         _attend_cached(instruction, memories, load_int(memories + 8 * POSITIONS), sequence_of_state, sequences, time)
 
 
-@kernel(
-    "void(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)"
-)
+@kernel("void(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)")
 def run(job, x, out, lengths, positions, first, last, time):
     """Run a program on the sequences ``first`` to ``last`` of a batch, a chunk at a time.
 

@@ -22,9 +22,7 @@ class StateSession:
     A runtime that keeps its caches in another layout gives the fresh ``state``.
     """
 
-    def __init__(
-        self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None) -> None:
         check_limits(graph, batch, max_length)
         self._state = zero_state(graph, batch, max_length) if state is None else state
         self._max_length = max_length

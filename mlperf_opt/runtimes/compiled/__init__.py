@@ -1,8 +1,8 @@
 """The compiled runtime: a graph becomes a flat program over one arena, run by one native call (docs/architecture.md).
 
-    program.py     Graph -> instructions, constants, arena; `lowerings.py` is the table of ops
-    executable.py  call, threads, sessions; `worker.py` is one thread's memory; `observe.py` runs node by node
-    kernels/       the machine and its kernels
+program.py     Graph -> instructions, constants, arena; `lowerings.py` is the table of ops
+executable.py  call, threads, sessions; `worker.py` is one thread's memory; `observe.py` runs node by node
+kernels/       the machine and its kernels
 """
 
 from __future__ import annotations

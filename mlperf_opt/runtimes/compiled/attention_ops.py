@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlperf_opt.graph import Graph, Node, State
 from mlperf_opt.kernels import machine
-from mlperf_opt.kernels.simd import LANES
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.runtimes.compiled.program import Program
 
 _FLOAT = 4

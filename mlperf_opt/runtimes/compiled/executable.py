@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, POSITION, Graph
 from mlperf_opt.kernels import machine
-from mlperf_opt.runtimes.base import Observer, RuntimeOptions
+from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions
 from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
@@ -35,7 +34,7 @@ class CompiledExecutable:
     def __init__(self, graph: Graph, options: RuntimeOptions) -> None:
         self.graph = graph
         self._threads = options.threads
-        self._isa = options.isa
+        self._isa: Isa = options.isa
         self._spec = graph.specs[graph.outputs[0]]
         self._timed = "T" in next(iter(graph.inputs.values())).shape
         self._inputs = [name for name in graph.inputs if name != LENGTHS]
@@ -45,9 +44,10 @@ class CompiledExecutable:
         # what a call needs, looked up once
         self._leading = 2 if self._timed else 1
         self._dtype, self._axes = np.dtype(self._input.dtype), len(self._input.shape)
-        self._row, self._out_row = self._input.shape[self._leading :], self._spec.shape[self._leading :]
+        self._row = self._input.shape[self._leading :]
+        self._out_row = tuple(int(d) for d in self._spec.shape[self._leading :])
         self._out_dtype = np.dtype(self._spec.dtype)
-        self._out_count = math.prod(int(d) for d in self._out_row)
+        self._out_count = math.prod(self._out_row)
         self._is_rows = not self._timed and not graph.state and self._spec.dtype == "float32" == self._input.dtype
         self._prepare(self._rows())
 
@@ -60,7 +60,8 @@ class CompiledExecutable:
         if self._timed:
             return max(_LEAST_ROWS, self.graph.context or 256)
         widest = max(
-            math.prod(int(d) for d in self.graph.specs[node.output].shape if not isinstance(d, str)) for node in self.graph.nodes
+            math.prod(int(d) for d in self.graph.specs[node.output].shape if not isinstance(d, str))
+            for node in self.graph.nodes
         )
         rows = _CACHE_BYTES // (8 * widest)
         step = _WHOLE_TILES if rows >= _WHOLE_TILES else _LEAST_ROWS
@@ -105,7 +106,7 @@ class CompiledExecutable:
         if time > self._program.rows:
             self._prepare(padded(time))
         chunk = max(1, self._program.rows // max(time, 1))
-        share = -(-(-(-sequences // chunk)) // self._threads) * chunk
+        share = math.ceil(math.ceil(sequences / chunk) / self._threads) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
         if len(bounds) <= 1:
             machine.run(self._first, x, out, 0, 0, 0, sequences, time)
@@ -144,7 +145,7 @@ class CompiledExecutable:
         if length > self._program.rows:
             self._prepare(padded(length))
         worker = Worker(self._program, self._constants, state, length)
-        vocabulary = self._spec.shape[-1]
+        vocabulary = self._out_row[-1]
 
         here, added = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         held, new = here.ctypes.data, added.ctypes.data

@@ -38,7 +38,15 @@ def observe(graph: Graph, program: Program, state: dict[str, Array], x: Array, o
     dims: dict[str, int] = {"N": sequences, "T": length, "L": length}
     out = np.empty(tuple(map(int, spec.bound(dims).shape)), spec.dtype)
     lengths, positions = np.full(sequences, length, np.int64), np.zeros(sequences, np.int64)
-    arguments = (x.ravel().view(np.float32), out.reshape(-1), lengths.ctypes.data, positions.ctypes.data, 0, sequences, length)
+    arguments = (
+        x.ravel().view(np.float32),
+        out.reshape(-1),
+        lengths.ctypes.data,
+        positions.ctypes.data,
+        0,
+        sequences,
+        length,
+    )
     for node in graph.nodes:
         taken = _time(worker, program.spans[node.output], arguments)
         shape = tuple(map(int, graph.specs[node.output].bound(dims).shape))
@@ -95,4 +103,3 @@ def _cache(graph: Graph, state: dict[str, Array], name: str, shape: tuple[int, .
         return state[name].reshape(batch, heads, width, places)[..., :length].transpose(0, 1, 3, 2).copy()
     wide = math.prod(state[name].shape) // (batch * heads * places)
     return state[name].reshape(batch, heads, places, wide)[:, :, :length, :width].copy()
-

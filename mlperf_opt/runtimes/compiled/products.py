@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mlperf_opt.graph import Node
 from mlperf_opt.kernels import amx, machine
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
-from mlperf_opt.kernels.simd import LANES
 from mlperf_opt.kernels.tiles import CODES, FLOAT, HALF, INT8, INT8_PORTABLE
 from mlperf_opt.runtimes.compiled.layout import Value, unsupported
 from mlperf_opt.runtimes.compiled.packing import (
@@ -80,8 +80,8 @@ def lower_float(program: Program, node: Node) -> None:
     program.emit(
         machine.PRODUCT, kind, _input_start(node, x, stored), image_step, line_step, row_step, lines, pixels,
         segments, segment_step, k, program.constant(pack_floats(weight)), panels_of(columns), out.start(), *_out_steps(out),
-        columns, program.constant(per_column(program.weight(bias) if bias else np.float32(0), columns, np.float32)),
-        program.constant(per_column(np.float32(1) if scale is None else scale, columns, np.float32)), float_bits(low),
+        columns, program.constant(per_column(program.weight(bias) if bias else np.zeros(columns), columns, np.float32)),
+        program.constant(per_column(np.ones(columns) if scale is None else scale, columns, np.float32)), float_bits(low),
         0, 0, 0, 0, 0, 0, 0, 0, scratch,
     )  # fmt: skip
     _activate(program, node, out)
@@ -100,7 +100,7 @@ def lower_codes(program: Program, node: Node) -> None:
     w_scale, y_scale = program.weight(node.argument("w_scale")), node.argument("y_scale")
     bias_name = node.argument("bias")
     bias = program.weight(bias_name) if bias_name else np.zeros(columns, np.int32)
-    integer, real = (bias, np.float32(0)) if bias.dtype == np.int32 else (np.zeros(columns, np.int32), bias)
+    integer, real = (bias, np.zeros(columns, np.float32)) if bias.dtype == np.int32 else (np.zeros(columns, np.int32), bias)
     dynamic = not program.is_weight(node.argument("x_scale"))
     scale_step = 0
     if dynamic:
@@ -124,8 +124,9 @@ def lower_codes(program: Program, node: Node) -> None:
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     rows = min(amx.ROWS, pixels or amx.ROWS)
     program.emit(
-        machine.TILE_PRODUCT if on_tiles else machine.PRODUCT, INT8 if vnni else INT8_PORTABLE, _input_start(node, x, codes), image_step, line_step, row_step, lines,
-        pixels, segments, segment_step, groups, program.constant(pack_int8(weight, groups)), panels_of(columns), out.start(),
+        machine.TILE_PRODUCT if on_tiles else machine.PRODUCT, INT8 if vnni else INT8_PORTABLE,
+        _input_start(node, x, codes), image_step, line_step, row_step, lines, pixels,
+        segments, segment_step, groups, program.constant(pack_int8(weight, groups)), panels_of(columns), out.start(),
         *_out_steps(out), columns, program.constant(per_column(integer, columns, np.int32)),
         program.constant(per_column(scale, columns, np.float32)), float_bits(low), 1 if y_scale else 0, y_zero,
         row_scale, row_zero, scale_step if codes.ndim == 4 else 0, 0 if codes.ndim == 4 else scale_step,

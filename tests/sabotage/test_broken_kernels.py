@@ -1,0 +1,47 @@
+"""Break the compiled runtime, one piece at a time: the ordinary run compares it with the numpy runtime, and must notice."""
+
+import numpy as np
+import pytest
+
+from mlperf_opt.runtimes.compiled import lowerings, products
+from mlperf_opt.runtimes.compiled.program import Program
+
+pytestmark = pytest.mark.integration
+
+
+def _drop_largest(pack):
+    """A packing that loses one weight."""
+
+    def broken(weight, *rest):
+        lossy = weight.copy()
+        lossy[np.unravel_index(np.abs(lossy).argmax(), lossy.shape)] = 0
+        return pack(lossy, *rest)
+
+    return broken
+
+
+def _forget_biases(monkeypatch):
+    original = Program.weight
+    monkeypatch.setattr(
+        Program, "weight", lambda self, name: original(self, name) * (0 if ".bias" in name else 1), raising=True
+    )
+
+
+BROKEN = {
+    "float weights lose one": lambda m: m.setattr(products, "pack_floats", _drop_largest(products.pack_floats)),
+    "a bias is forgotten": _forget_biases,
+    "attention forgets the past": lambda m: m.setitem(
+        lowerings.LOWERINGS, "attention", lambda program, node: program.alias(node.output, program.value(node.inputs[2]))
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_wrong_kernel_differs_from_the_numpy_runtime(rows, healthy, monkeypatch, what):
+    job = ["model=transformer" if "attention" in what else "model=mlp", "passes=[profile]"]
+    healthy(*job)
+    BROKEN[what](monkeypatch)
+    status, table, _ = rows(*job)
+    assert status == 0
+    assert (table["status"] == "INVALID").all()
+    assert table["reasons"].str.contains("differs from the numpy runtime").all()
