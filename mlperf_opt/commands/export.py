@@ -60,7 +60,7 @@ def run(line: CommandLine, console: Console) -> int:
         return 0
     path = _path(save, config.model.name)
     require_installed("export", "onnx", "onnxruntime")
-    ours = NUMPY if config.runtime.runtime is ONNX else config.runtime.runtime
+    ours = NUMPY if config.runtime.name == ONNX.name else config.runtime.runtime
     with fix_threads(config.runtime.threads):
         graph, data = _optimized(config, ours, console)
         content = export(graph)
