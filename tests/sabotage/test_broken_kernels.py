@@ -42,6 +42,6 @@ def test_a_wrong_kernel_differs_from_the_numpy_runtime(rows, healthy, monkeypatc
     healthy(*job)
     BROKEN[what](monkeypatch)
     status, table, _ = rows(*job)
-    assert status == 0
+    assert status == 1
     assert (table["status"] == "INVALID").all()
     assert table["reasons"].str.contains("differs from the numpy runtime").all()
