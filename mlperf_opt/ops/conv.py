@@ -1,10 +1,14 @@
-"""conv2d: cross-correlation of images (N, C, H, W) with filters (M, C, kh, kw), as one product over patches (im2col)."""
+"""conv2d: cross-correlation of images (N, C, H, W) with filters (M, C, kh, kw), as one product over patches (im2col).
+
+Its activation, where it has one, comes last.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from mlperf_opt.ops.activation import activate, activation_vjp, check_activation
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, are_known, expect, expect_float, is_whole, moved_bytes
 
 
@@ -39,23 +43,25 @@ def infer_conv2d(x: Spec, weight: Spec, bias: Spec | None, *, stride: int, paddi
     return Spec((x.shape[0], m, h, w), x.dtype)
 
 
-def _infer(x: Spec, weight: Spec, bias: Spec | None, *, stride: int, padding: int) -> Spec:
+def _infer(x: Spec, weight: Spec, bias: Spec | None, *, stride: int, padding: int, activation: str = "") -> Spec:
+    check_activation("conv2d", activation)
     expect_float("conv2d: x", x)
     expect_float("conv2d: weight", weight)
     return infer_conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
-def _forward(x: Array, weight: Array, bias: Array | None, *, stride: int, padding: int) -> Array:
+def _forward(x: Array, weight: Array, bias: Array | None, *, stride: int, padding: int, activation: str = "") -> Array:
     m, _, kh, kw = weight.shape
     y = patches(x, kh, kw, stride, padding) @ weight.reshape(m, -1).T  # (N, H', W', M)
     if bias is not None:
         y += bias
-    return y.transpose(0, 3, 1, 2)
+    return activate(y, activation).transpose(0, 3, 1, 2)
 
 
 def _vjp(
-    grad: Array, _out: Array, x: Array, weight: Array, bias: Array | None, *, stride: int, padding: int
+    grad: Array, out: Array, x: Array, weight: Array, bias: Array | None, *, stride: int, padding: int, activation: str = ""
 ) -> tuple[Array | None, ...]:
+    grad = activation_vjp(grad, out, activation, lambda: _forward(x, weight, bias, stride=stride, padding=padding))
     m, c, kh, kw = weight.shape
     rows = grad.transpose(0, 2, 3, 1)  # (N, H', W', M)
     flat = rows.reshape(-1, m)
@@ -78,7 +84,7 @@ def conv2d_cost(out: Spec, x: Spec, weight: Spec, *others: Spec | None) -> Cost:
     return Cost(out.size * per_output, moved_bytes(out, x, weight, *others))
 
 
-def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None, **_: int) -> Cost:
+def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None, **_: int | str) -> Cost:
     return conv2d_cost(out, x, weight, bias)
 
 

@@ -1,4 +1,8 @@
-"""Products on codes: qlinear, qconv2d, and the lookup qembedding. The arithmetic is written out in `quantized.py`."""
+"""Products on codes: qlinear, qconv2d, and the lookup qembedding. The arithmetic is written out in `quantized.py`.
+
+A product without an output scale may have an activation, on its float32 result. One with an output scale has none: there a
+relu is a zero point of 0.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import math
 
 import numpy as np
 
+from mlperf_opt.ops.activation import activate, activation_vjp, check_activation
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes
 from mlperf_opt.ops.conv import CONV2D, conv2d_cost, infer_conv2d, patches
 from mlperf_opt.ops.embedding import EMBEDDING, embedding_cost, infer_embedding
@@ -29,7 +34,10 @@ def _check_product(
     bias: Spec | None,
     y_scale: Spec | None,
     y_zero: Spec | None,
+    activation: str,
 ) -> None:
+    check_activation(name, activation)
+    expect(activation == "" or y_scale is None, f"{name}: activation={activation} needs a float32 output, not codes")
     check_codes(x, "uint8", f"{name}: x")
     check_codes(weight, "int8", f"{name}: weight")
     check_grid(f"{name}: x", x, x_scale, x_zero)
@@ -59,12 +67,14 @@ def _qlinear_infer(
     bias: Spec | None,
     y_scale: Spec | None,
     y_zero: Spec | None,
+    *,
+    activation: str = "",
 ) -> Spec:
     expect(
         len(weight.shape) == 2 and len(x.shape) >= 1 and x.shape[-1] == weight.shape[1],
         f"qlinear: x {x} and weight {weight} do not fit",
     )
-    _check_product("qlinear", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero)
+    _check_product("qlinear", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero, activation)
     return Spec((*x.shape[:-1], weight.shape[0]), _out_dtype(y_scale))
 
 
@@ -76,6 +86,7 @@ def _product(
     bias: Array | None,
     y_scale: Array | None,
     y_zero: Array | None,
+    activation: str,
 ) -> Array:
     """Centred codes (..., K) times weight codes (M, K) -> float32 (..., M); uint8 codes if there is an output scale."""
     exact = np.float32 if rows.shape[-1] <= _FLOAT32_EXACT_K else np.float64  # BLAS in a float that holds every sum
@@ -90,7 +101,7 @@ def _product(
             m = np.minimum(scale / y_scale, _LARGEST)  # finite, so that 0 * m is 0
             return saturate(np.rint(acc.astype(np.float32) * m), y_zero)
     y = acc.astype(np.float32) * scale
-    return y if bias is None else y + bias
+    return activate(y if bias is None else y + bias, activation)
 
 
 def _centred(x: Array, zero: Array) -> Array:
@@ -106,8 +117,10 @@ def _qlinear(
     bias: Array | None,
     y_scale: Array | None,
     y_zero: Array | None,
+    *,
+    activation: str = "",
 ) -> Array:
-    return _product(_centred(x, x_zero), x_scale, weight, w_scale, bias, y_scale, y_zero)
+    return _product(_centred(x, x_zero), x_scale, weight, w_scale, bias, y_scale, y_zero, activation)
 
 
 def _real(weight: Array, w_scale: Array) -> Array:
@@ -132,8 +145,13 @@ def _qlinear_vjp(
     bias: Array | None,
     y_scale: Array | None,
     y_zero: Array | None,
+    *,
+    activation: str = "",
 ) -> tuple[Array | None, ...]:
-    grad = _through(grad, out, y_scale)
+    def before() -> Array:
+        return _qlinear(x, x_scale, x_zero, weight, w_scale, bias, None, None)
+
+    grad = activation_vjp(_through(grad, out, y_scale), out, activation, before)
     rows = grad.reshape(-1, grad.shape[-1])
     real_x = _centred(x, x_zero).astype(np.float32) * x_scale
     d_weight = rows.T @ real_x.reshape(-1, x.shape[-1])
@@ -141,7 +159,7 @@ def _qlinear_vjp(
     return grad @ _real(weight, w_scale), None, None, d_weight, None, d_bias, None, None
 
 
-def _qlinear_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None) -> Cost:
+def _qlinear_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: str) -> Cost:
     return Cost(out.size * int(weight.shape[1]), moved_bytes(out, x, x_scale, x_zero, weight, *others))
 
 
@@ -160,11 +178,12 @@ def _qconv_infer(
     *,
     stride: int,
     padding: int,
+    activation: str = "",
 ) -> Spec:
     out = infer_conv2d(x, weight, bias, stride=stride, padding=padding)
     whole = all(d == 1 for spec in (x_scale, x_zero) for d in spec.shape[1:])
     expect(whole, f"qconv2d: scale {x_scale} and zero point {x_zero} must be one for all or (N, 1, 1, 1)")
-    _check_product("qconv2d", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero)
+    _check_product("qconv2d", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero, activation)
     return Spec(out.shape, _out_dtype(y_scale))
 
 
@@ -180,11 +199,13 @@ def _qconv(
     *,
     stride: int,
     padding: int,
+    activation: str = "",
 ) -> Array:
     m, _, kh, kw = weight.shape
     # Centred first, then padded with 0: a pixel outside the image is real zero, whatever the zero point.
     rows = patches(_centred(x, x_zero), kh, kw, stride, padding)
-    return _product(rows, x_scale, weight.reshape(m, -1), w_scale, bias, y_scale, y_zero).transpose(0, 3, 1, 2)
+    y = _product(rows, x_scale, weight.reshape(m, -1), w_scale, bias, y_scale, y_zero, activation)
+    return y.transpose(0, 3, 1, 2)
 
 
 def _qconv_vjp(
@@ -201,16 +222,19 @@ def _qconv_vjp(
     *,
     stride: int,
     padding: int,
+    activation: str = "",
 ) -> tuple[Array | None, ...]:
+    def before() -> Array:
+        return _qconv(x, x_scale, x_zero, weight, w_scale, bias, None, None, stride=stride, padding=padding)
+
+    grad = activation_vjp(_through(grad, out, y_scale), out, activation, before)
     real_x = _centred(x, x_zero).astype(np.float32) * x_scale
     assert CONV2D.vjp is not None
-    d_x, d_weight, d_bias = CONV2D.vjp(
-        _through(grad, out, y_scale), out, real_x, _real(weight, w_scale), bias, stride=stride, padding=padding
-    )
+    d_x, d_weight, d_bias = CONV2D.vjp(grad, out, real_x, _real(weight, w_scale), bias, stride=stride, padding=padding)
     return d_x, None, None, d_weight, None, d_bias, None, None
 
 
-def _qconv_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: int) -> Cost:
+def _qconv_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: int | str) -> Cost:
     return conv2d_cost(out, x, weight, x_scale, x_zero, *others)
 
 

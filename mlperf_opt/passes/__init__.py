@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.passes.finetune import Finetune
+from mlperf_opt.passes.fuse import Fuse
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.profile import Profile
 from mlperf_opt.passes.prune import Prune
@@ -15,6 +16,7 @@ PASSES: dict[str, type[Pass]] = {
     "prune": Prune,
     "finetune": Finetune,
     "kv_cache": KvCache,
+    "fuse": Fuse,
 }
 
 __all__ = ["PASSES", "Pass", "PassContext", "PassResult"]
