@@ -24,8 +24,9 @@ test: $(VENV)/.installed ## lint, types and all tests but the slow ones
 slow: $(VENV)/.installed ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.installed ## time the KV cache, one thread
+bench: $(VENV)/.installed ## the KV cache: what it saves and what it changes, one thread
 	$(BIN)/python benchmarks/kv_cache.py
+	$(BIN)/python benchmarks/kv_cache_exact.py
 
 clean: ## remove the environment and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

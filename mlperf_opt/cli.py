@@ -7,6 +7,7 @@ threads is.
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -18,10 +19,17 @@ from mlperf_opt.resources import resource_dir
 COMMANDS = {
     "optimize": "apply passes to a model and measure every step (may be left out)",
     "train": "train a network: train model=NAME [save=PATH] [train.epochs=...]",
+    "export": "write an ONNX file and compare it: export model=NAME 'passes=[...]' [save=PATH.onnx]",
     "compare": "compare two runs: compare A B [--fail-on 'quality_delta<-0.01']",
-    "help": "explain a pass and its settings: help PASS",
+    "help": "explain a command, a pass, a model, a pipeline ...: help NAME",
 }
+_TRAIN = """It writes the model file and a page about it, by default below outputs/models/. Interrupted, it leaves
+a checkpoint, and the same command goes on from there. model.weights=PATH starts from those weights."""
+_OPTIMIZE = """--cfg job shows all settings; each is changed by NAME=VALUE, as in passes.prune.sparsity=0.7. The folder of
+the results is named by hydra.run.dir=DIR, with -m by hydra.sweep.dir=DIR."""
+_GROUPS = ("model", "data", "passes", "pipeline", "runtime", "measure")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+_LONG_WORD = re.compile(r"(\S{60})\S{120,}(\S{60})")
 _USAGE, _INTERRUPTED, _CLOSED = 2, 130, 141  # the last two as shells report SIGINT and SIGPIPE
 
 
@@ -49,13 +57,17 @@ def main(words: Sequence[str] | None = None) -> int:
         print(f"error: cannot write or read{where}: {error.strerror or error}", file=sys.stderr)
         _drop_output()
         return _USAGE
+    except MemoryError as error:
+        print(f"error: not enough memory: {_one_line(str(error)) or 'smaller sizes may fit'}", file=sys.stderr)
+        return _USAGE
     except KeyboardInterrupt as interrupt:
         print(": ".join(["interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return _INTERRUPTED
 
 
 def _one_line(text: str) -> str:
-    """Show line feeds and whatever else would move the cursor as escapes: messages repeat what the user typed."""
+    """Messages repeat what the user typed: show what would move the cursor as escapes, and of a very long word its ends."""
+    text = _LONG_WORD.sub(r"\1...\2", text)
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
@@ -91,9 +103,9 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(command: str, line: CommandLine) -> int:
     _fix_threads(line.value("runtime.threads") or "1")
-    from mlperf_opt.commands import optimize, train
+    from mlperf_opt.commands import export, optimize, train
 
-    return (optimize if command == "optimize" else train).run(line, _console())
+    return {"optimize": optimize, "train": train, "export": export}[command].run(line, _console())
 
 
 def _fix_threads(threads: str) -> None:
@@ -133,7 +145,7 @@ def _help(topics: list[str]) -> int:
         "  mlperf-opt model=cnn pipeline=olympics",
         "",
         *_section("commands", COMMANDS),
-        *(line for group in ("model", "data", "passes", "pipeline", "runtime", "measure") for line in _group(group)),
+        *(line for group in _GROUPS for line in _group(group)),
         "Every number is measured on the file that ships; results go to outputs/<date>/<time>/.",
     ]
     print("\n".join(lines))
@@ -145,25 +157,40 @@ def _section(title: str, entries: dict[str, str]) -> list[str]:
     return [f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in entries.items()), ""]
 
 
-def _group(group: str) -> list[str]:
+def _yaml(group: str, name: str) -> str:
+    """The text of an option of a group; ``pipeline=none`` has no file."""
     folder = resource_dir("pipelines") if group == "pipeline" else resource_dir("conf") / group
-    entries = {}
-    for name in options(group):
-        path = folder / f"{name}.yaml"
-        first = path.read_text(encoding="utf-8").splitlines()[0] if path.exists() else ""
-        entries[name] = first.lstrip("# ") if first.startswith("#") else ""
+    path = folder / f"{name}.yaml"
+    return path.read_text(encoding="utf-8") if path.exists() else "# the steps that `passes` lists\n"
+
+
+def _group(group: str) -> list[str]:
+    entries = {name: _yaml(group, name).partition("\n")[0].lstrip("# ") for name in options(group)}
     titles = {"passes": "passes ('passes=[a,b]', in this order)", "pipeline": "pipelines (pipeline=NAME)"}
     return _section(titles.get(group, f"{group}={'|'.join(entries)}"), entries)
 
 
 def _explain(topic: str) -> str:
+    if topic in options("passes"):
+        from mlperf_opt.passes import PASSES
+
+        return _with_docstring(topic, PASSES[topic], f"Defaults (passes.{topic}.NAME=VALUE):\n\n{_yaml('passes', topic)}")
+    if topic == "train":
+        from mlperf_opt.training import TrainSettings
+
+        recipes = [f"train={name}\n{_yaml('train', name)}" for name in options("train")]
+        title = f"mlperf-opt train: {COMMANDS[topic]}\n\n{_TRAIN}"
+        return _with_docstring(title, TrainSettings, "\n".join(["Recipes (train.NAME=VALUE):\n", *recipes]))
     if topic in COMMANDS:
-        return f"mlperf-opt {topic}: {COMMANDS[topic]}"
-    if topic not in options("passes"):
-        raise ConfigError(f"help {topic}: no such topic{did_you_mean(topic, [*options('passes'), *COMMANDS])}")
+        return f"mlperf-opt {topic}: {COMMANDS[topic]}\n\n{_OPTIMIZE}"
+    found = [f"{group}={topic}\n\n{_yaml(group, topic)}" for group in _GROUPS if topic in options(group)]
+    if not found:
+        known = [*COMMANDS, *(name for group in _GROUPS for name in options(group))]
+        raise ConfigError(f"help {topic}: no such topic{did_you_mean(topic, known)}")
+    return "\n".join(found).rstrip()
+
+
+def _with_docstring(title: str, what: type, defaults: str) -> str:
     import inspect
 
-    from mlperf_opt.passes import PASSES
-
-    settings = (resource_dir("conf") / "passes" / f"{topic}.yaml").read_text(encoding="utf-8")
-    return f"{topic}\n\n{inspect.getdoc(PASSES[topic])}\n\nDefaults (passes.{topic}.NAME=VALUE):\n\n{settings}".rstrip()
+    return f"{title}\n\n{inspect.getdoc(what)}\n\n{defaults}".rstrip()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from mlperf_opt.networks import FAMILIES, Network
 from mlperf_opt.passes import PASSES, Pass
 from mlperf_opt.report import Promise
 from mlperf_opt.resources import resource_dir
-from mlperf_opt.runtimes import RUNTIMES, Runtime, RuntimeOptions
+from mlperf_opt.runtimes import RUNTIMES, Isa, Runtime, RuntimeOptions
 from mlperf_opt.settings import build_settings, require
 
 BASELINE = "baseline"  # the name of step 0, and of `from: baseline`
@@ -67,10 +68,13 @@ class RuntimeSettings:
 
     name: str = "compiled"
     threads: int = 1
-    isa: Literal["auto", "portable"] = "auto"
+    isa: Isa = "auto"
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
+        # BLAS would start fewer in silence, and the record would name a number that nobody measured
+        cores = os.cpu_count() or 1
+        require(self.threads <= cores, "threads", self.threads, f"at most {cores}, the cores of this machine")
 
     @property
     def runtime(self) -> Runtime:
@@ -240,6 +244,9 @@ def load(config: RunConfig) -> tuple[Graph, Dataset]:
     graph = _trained(config.model, path.stat().st_mtime if path and path.exists() else 0.0)
     data = config.data.load()
     check_fit(graph, data)
+    samples = len(data.test)
+    expected = f"at most {samples:,}, the test samples of data={data.name}"
+    require(config.measure.batch <= samples, "measure.batch", config.measure.batch, expected)
     for step in config.steps:
         try:
             step.apply.check(graph)

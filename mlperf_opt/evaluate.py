@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mlperf_opt.data import Dataset
 from mlperf_opt.graph import Graph
 from mlperf_opt.measure import Quality, accuracy, exact_match, flips, peak_bytes, samples_per_second, time_pair
-from mlperf_opt.runtimes import NUMPY, Executable, Runtime, complete, greedy, stepwise
+from mlperf_opt.runtimes import NUMPY, Executable, Runtime, complete, difference, greedy, is_quantized, stepwise
 from mlperf_opt.settings import require
 
 Array = NDArray[Any]
@@ -62,6 +62,7 @@ class Subject:
         self.graph = graph
         self.executable: Executable = runtime.prepare(graph)
         self._reference = None if runtime.name == NUMPY.name else NUMPY
+        self._traced = runtime.traced
         self._data = data
         self._inputs = prompts(data) if data.task == "completion" else data.test.inputs
         starts = range(0, len(self._inputs) - batch + 1, batch)
@@ -133,6 +134,10 @@ class Subject:
         length = self._data.prompt + answer_length(self._data) - 1
         return self.executable.start(self.batch, length).state_bytes
 
+    def peak_bytes(self) -> int | None:
+        """Return the peak of what a query holds, allocated before or by it; None where a runtime hides its memory."""
+        return self.executable.workspace_bytes + peak_bytes(lambda: self.query(0)) if self._traced else None
+
 
 def prompts(data: Dataset) -> Array:
     """The prompts (N, P) of a completion task's test split."""
@@ -147,32 +152,6 @@ def answers(data: Dataset) -> Array:
 def answer_length(data: Dataset) -> int:
     """Tokens of an answer."""
     return data.test.targets.shape[1] - data.prompt + 1
-
-
-def is_quantized(graph: Graph) -> bool:
-    """Whether activations are rounded to codes, so that a last bit of float32 may move an output by a step."""
-    return any(node.op == "quantize" for node in graph.nodes)
-
-
-def difference(expected: Array, actual: Array, quantized: bool) -> str:
-    """Return how two outputs differ beyond rounding, ``""`` if they don't. All elements are compared.
-
-    Floats may differ by 1e-4 of the largest (another batch size is another order of summation); with quantized activations
-    a rounding may fall the other way, which moves an output by a few steps: 5 % of the largest. Tokens must be equal; with
-    quantized activations 97 % of them.
-    """
-    if expected.shape != actual.shape:
-        return f"shape {actual.shape} instead of {expected.shape}"
-    if expected.dtype.kind != "f":
-        same = float((expected == actual).mean())
-        limit = 0.97 if quantized else 1.0
-        return "" if same >= limit else f"{same:.1%} of the tokens agree, expected {limit:.0%}"
-    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):  # a limit of infinity would let anything pass
-        return "an output is not finite"
-    largest = float(np.abs(expected).max())
-    worst = float(np.abs(expected - actual).max())
-    limit = (0.05 if quantized else 1e-4) * max(largest, 1.0)
-    return "" if worst <= limit else f"outputs differ by {worst:.3g}, at most {limit:.3g} is rounding"
 
 
 def exactness(before: Subject, after: Subject, data: Dataset) -> str:
@@ -220,7 +199,7 @@ def measure(
         "noise_high": timing.noise_high,
         "reference_max_abs_diff": reference,
         "state_bytes": subject.state_bytes(),
-        "peak_activation_bytes": subject.executable.workspace_bytes + peak_bytes(lambda: subject.query(0)),
+        "peak_activation_bytes": subject.peak_bytes(),
     }
     if data.task == "completion":
         columns["prefill_us"], columns["token_us"] = subject.generation(settings.seconds * _GENERATION_SHARE)

@@ -13,12 +13,20 @@ from pathlib import Path
 from mlperf_opt.errors import ConfigError, did_you_mean
 from mlperf_opt.resources import resource_dir
 
+_LONGEST_KEY = 200  # Hydra looks for a file of that name
 _LIST = re.compile(r"\[([^\[\]]*)\]")
 _LISTS = re.compile(r"\[[^\[\]]*\](,\[[^\[\]]*\])*")
 _KEY = re.compile(r"(~|\+\+?)?[A-Za-z_][\w/-]*([.@:][\w/-]+)*")
 # Hydra draws the names of choice(...), glob(...) and the like itself
 _FUNCTION = re.compile(r"\w+\(.*\)")
 GROUPS = ("model", "data", "runtime", "measure", "train")
+# What of Hydra's own may be set: where results go, and the plugins that share out or choose the jobs of a sweep.
+RUN_DIR, SWEEP_DIR = "hydra.run.dir", "hydra.sweep.dir"
+_PLUGINS = ("hydra/launcher", "hydra/sweeper")
+# Plain text, or in quotes; no list, no interpolation: the folder is named before Hydra resolves anything.
+_FOLDER = re.compile(r"[^'\"\[\](){}$,]+|'[^'$]+'|\"[^\"$]+\"")
+_PLUGIN_SETTING = re.compile(r"hydra\.(launcher|sweeper)(\.[A-Za-z]\w*)+")
+_BUILT_IN = "basic"  # the launcher and sweeper that come with Hydra have no settings of use
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,10 @@ def parse(words: list[str]) -> CommandLine:
         if word in ("-m", "--multirun"):
             multirun = True
         elif flag in ("--config-dir", "-cd", "--cfg", "-c"):
-            if not equals:
-                if not rest:
-                    raise ConfigError(f"{flag} needs a value")
+            if not equals and rest:
                 value = rest.pop(0)
+            if not value:
+                raise ConfigError(f"{flag} needs a value")
             if flag in ("--config-dir", "-cd"):
                 config_dir = _folder(value)
             elif value == "job":
@@ -71,7 +79,7 @@ def parse(words: list[str]) -> CommandLine:
             known = ["-m", "--multirun", "--config-dir", "--cfg", "--help", "--version"]
             raise ConfigError(f"{word}: no such flag{did_you_mean(word, known)}")
         elif equals or word.startswith("~"):
-            if not _KEY.fullmatch(flag):
+            if not _KEY.fullmatch(flag) or len(flag) > _LONGEST_KEY:
                 raise ConfigError(f"{word}: expected name=value, and a name such as passes.prune.sparsity")
             overrides.append(word)
         else:
@@ -100,13 +108,15 @@ def normalize(line: CommandLine) -> CommandLine:
 
     Raises:
         ConfigError: a name that a group doesn't offer, a pass that stands twice in the list, a comma-separated value without
-            ``-m``, settings of a pass that isn't selected, or both ``passes`` and ``pipeline``.
+            ``-m``, settings of a pass that isn't selected, both ``passes`` and ``pipeline``, or what Hydra must not be told.
     """
     overrides = []
     for word in line.overrides:
         key, equals, value = word.partition("=")
         bare = key.lstrip("+~")
-        if bare in (*GROUPS, "pipeline") and equals:
+        if "hydra" in re.split(r"\W+", bare):
+            _check_hydra(key, value, line)
+        elif bare in (*GROUPS, "pipeline") and equals:
             _check_choice(bare, value, line)
         elif bare == "passes" and equals:
             word = f"{key}={_check_passes(value, line)}"  # noqa: PLW2901 - the word is rewritten on purpose
@@ -117,6 +127,24 @@ def normalize(line: CommandLine) -> CommandLine:
         raise ConfigError(f"passes and pipeline={pipeline} both choose the steps: give one of them")
     _check_selected(checked)
     return checked
+
+
+def _check_hydra(key: str, value: str, line: CommandLine) -> None:
+    """Let through what a run needs of Hydra: its logging, callbacks, search path and the rest are ours to set."""
+    if key in (RUN_DIR, SWEEP_DIR):
+        if _FOLDER.fullmatch(value) is None or value.strip("'\" ") in ("", "null"):
+            raise ConfigError(f"{key}={value}: expected a folder")
+        if line.multirun != (key == SWEEP_DIR):
+            advice = f"the folder of a sweep is {SWEEP_DIR}" if line.multirun else f"the folder of one run is {RUN_DIR}"
+            raise ConfigError(f"{key}={value}: {advice}")
+        return
+    setting = _PLUGIN_SETTING.fullmatch(key.lstrip("+"))
+    if setting is not None and line.value(f"hydra/{setting[1]}") in (None, _BUILT_IN):
+        raise ConfigError(f"{key}: a setting of a plugin, which is chosen by hydra/{setting[1]}=NAME")
+    if key in _PLUGINS and value in ("", "null"):
+        raise ConfigError(f"{key}={value}: expected the name of a plugin")
+    if setting is None and key not in _PLUGINS:
+        raise ConfigError(f"{key}: of Hydra's own settings only {', '.join((RUN_DIR, SWEEP_DIR, *_PLUGINS))} can be changed")
 
 
 def _check_choice(group: str, value: str, line: CommandLine) -> None:
@@ -147,7 +175,9 @@ def _check_passes(value: str, line: CommandLine) -> str:
             f"passes={value}: several lists are a sweep, add -m; one list is written 'passes=[a,b]' or passes=a+b"
         )
     for names in lists:
-        chosen = [name.strip() for name in names.split(",") if name.strip()]
+        chosen = [name.strip() for name in names.split(",")] if names.strip() else []
+        if "" in chosen:
+            raise ConfigError(f"passes=[{names}]: a name is missing beside a comma")
         for name in chosen:
             if name not in known:
                 raise ConfigError(f"passes: no such pass {name!r}{did_you_mean(name, known)}")

@@ -19,7 +19,7 @@ from mlperf_opt.graph import Graph, graph_hash, verify
 from mlperf_opt.measure import describe_system, fix_threads
 from mlperf_opt.passes import PassContext, PassResult
 from mlperf_opt.records import Record
-from mlperf_opt.report import markdown, run_grid, run_notes, write_json, write_metrics, write_table, write_text
+from mlperf_opt.report import markdown, run_grid, run_notes, write_bytes, write_json, write_metrics, write_table, write_text
 
 Show = Callable[[str], None]
 
@@ -85,12 +85,14 @@ class Run:
         for name, rows in result.tables.items():
             self.tables[name] = rows
             write_table(self._folder / f"{name}.csv", rows)
+        for ending, content in result.files.items():
+            write_bytes(self._path(step.name, ending), content)
         self._finish(step.name, result, step, seconds)
 
     def _finish(self, name: str, result: PassResult, step: Step | None, seconds: float) -> None:
         """Save, read back, measure and record."""
         blank = replace(self._blank(step), pass_seconds=seconds)
-        saved = save_graph(result.graph, self._folder / f"{blank.step:02d}-{name}.safetensors")
+        saved = save_graph(result.graph, self._path(name, "safetensors"))
         source = self._done[step.source] if step else None
         if source is not None and saved.sha256 == source.saved.sha256:
             # The same file: it was measured already.
@@ -117,6 +119,10 @@ class Run:
         )
         self._done[name] = _Done(graph, saved, subject, record)
         self._add(record)
+
+    def _path(self, name: str, ending: str) -> Path:
+        """Return where a file of the step that is being done goes."""
+        return self._folder / f"{len(self.records):02d}-{name}.{ending}"
 
     def _sizes(self, graph: Graph, saved: SavedModel) -> dict[str, Any]:
         weights = graph.parameters().values()

@@ -1,4 +1,7 @@
-"""What every test runs under: numpy's floating point errors raise, random numbers are seeded."""
+"""What every test runs under: numpy's floating point errors raise, random numbers are seeded; and where MNIST is."""
+
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,3 +18,12 @@ def _numpy_errors_raise():
 def rng():
     """Return a generator with a fixed seed."""
     return np.random.default_rng(1234)
+
+
+@pytest.fixture(scope="session")
+def mnist_root():
+    """Return the folder that holds mnist/; without one the test is skipped, and says so."""
+    root = os.environ.get("MLPERF_OPT_DATA", "")
+    if not root or not (Path(root) / "mnist").is_dir():
+        pytest.skip("needs MNIST: set MLPERF_OPT_DATA to a folder that holds mnist/ with its four IDX files")
+    return root

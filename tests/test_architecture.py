@@ -80,7 +80,15 @@ def test_yaml_and_files_are_data_never_code(path):
     assert modules & FORBIDDEN_MODULES == set()
 
 
-@pytest.mark.parametrize("library, home", [("safetensors", "artifacts/container.py"), ("constriction", "artifacts/")])
+@pytest.mark.parametrize(
+    "library, home",
+    [
+        ("safetensors", "artifacts/container.py"),
+        ("constriction", "artifacts/"),
+        ("onnx", "onnx_export/proto.py"),
+        ("onnxruntime", "runtimes/onnx_runtime.py"),
+    ],
+)
 def test_a_file_library_is_imported_in_one_place(library, home):
     users = [_name(path) for path in PACKAGE if library in _calls_and_modules(path)[1]]
     assert len(users) == 1 and home in users[0], users

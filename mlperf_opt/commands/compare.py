@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from mlperf_opt.errors import ConfigError
-from mlperf_opt.report.compare import Delta, compare, compare_grid, fail_on, unmatched
+from mlperf_opt.report.compare import Delta, changed_settings, compare, compare_grid, fail_on, unmatched
 from mlperf_opt.report.csv_files import read_metrics
 from mlperf_opt.report.grid import to_rich
 
@@ -47,7 +47,9 @@ def run(arguments: list[str], console: Console) -> int:
     deltas = compare(before, after)
     failed = [f"--fail-on {expression}: {line}" for expression in options.fail_on for line in fail_on(expression, deltas)]
     console.print(to_rich(compare_grid(deltas)))
-    for line in ["", *first_notes, *second_notes, *unmatched(before, after), *_notes(deltas), *failed]:
+    notes = [*first_notes, *second_notes, *unmatched(before, after), *_notes(deltas)]
+    notes += [f"set otherwise: {line}" for line in changed_settings(before, after)]
+    for line in ["", *notes, *failed]:
         _print(console, line)
     return 1 if failed else 0
 

@@ -26,8 +26,8 @@ from mlperf_opt.composition import (
 )
 from mlperf_opt.config import RunConfig, build_config, load
 from mlperf_opt.errors import ConfigError, MlperfOptError
-from mlperf_opt.overrides import CommandLine
-from mlperf_opt.report import milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
+from mlperf_opt.overrides import SWEEP_DIR, CommandLine
+from mlperf_opt.report import export_note, milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runner import Run
 from mlperf_opt.sweep import Job, write_summary
@@ -75,7 +75,7 @@ def _check(line: CommandLine) -> None:
             assert config.runtime.runtime  # raises for a name that doesn't exist
             load(config)
         except MlperfOptError as error:
-            prefix = f"job {' '.join(overrides)}: " if line.multirun else ""
+            prefix = f"job {' '.join(overrides)}: " if line.multirun and overrides else ""
             raise type(error)(f"{prefix}{error}") from None
 
 
@@ -84,6 +84,7 @@ def _single(line: CommandLine, console: Console) -> int:
 
     def task(config: RunConfig, folder: Path, _number: int) -> None:
         console.print(_headline(config))
+        _announce(config, console)
         with console.status("starting") as status:
             job = Run(config, folder, status.update)
             try:
@@ -102,10 +103,12 @@ def _single(line: CommandLine, console: Console) -> int:
 def _sweep(line: CommandLine, console: Console) -> int:
     jobs: list[Job] = []
     total = len(expand(line))
-    folder = Path(line.value("hydra.sweep.dir") or _sweep_folder())
+    given = line.value(SWEEP_DIR)
+    folder = Path(given.strip("'\"") if given else _sweep_folder())
 
     def task(config: RunConfig, job_folder: Path, number: int) -> None:
         overrides = tuple(_task_overrides())
+        _announce(config, console)
         job = Run(config, job_folder, lambda _text: None)
         failure = None
         try:
@@ -122,7 +125,7 @@ def _sweep(line: CommandLine, console: Console) -> int:
         _show_promises(job, config, console)
 
     try:
-        _run_hydra(line, [] if line.value("hydra.sweep.dir") else [f"hydra.sweep.dir={folder}"], task)
+        _run_hydra(line, [] if given else [f"{SWEEP_DIR}={folder}"], task)
     finally:
         with contextlib.suppress(OSError):
             (folder / "multirun.yaml").unlink()  # Hydra's notes, with the paths of this machine
@@ -180,6 +183,12 @@ def _sweep_folder() -> str:
     return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S-%f}"
 
 
+def _announce(config: RunConfig, console: Console) -> None:
+    """Say what there is to wait for before the first step."""
+    if notice := config.runtime.runtime.notice():
+        console.print(notice, style="dim")
+
+
 def _headline(config: RunConfig) -> str:
     steps = ", ".join(step.name for step in config.steps) or "no passes"
     runtime = f"{config.runtime.name} runtime, {config.runtime.threads} thread(s)"
@@ -193,6 +202,8 @@ def _show(job: Run, config: RunConfig, console: Console) -> None:
     console.print(run_table(job.records))
     for note in run_notes(job.records):
         console.print(note, style="dim")
+    for row in job.tables.get("export", []):
+        console.print(export_note(row), soft_wrap=True)
     _show_promises(job, config, console)
 
 

@@ -41,6 +41,9 @@ def run(line: CommandLine, console: Console) -> int:
     """
     if line.multirun:
         raise ConfigError("train takes one model at a time, without -m")
+    for word in line.overrides:
+        if word.lstrip("+").startswith("hydra"):
+            raise ConfigError(f"{word}: no setting of train; the file that it writes is chosen by save=PATH")
     if line.config_dir is not None:
         lint_folder(line.config_dir)
     (overrides,) = expand(line)
@@ -80,7 +83,7 @@ def run(line: CommandLine, console: Console) -> int:
 
 def _path(save: Any, name: str) -> Path:
     """Return where the model file goes, after checking that it and the page beside it can go there."""
-    if save is not None and not isinstance(save, str):
+    if save is not None and (not isinstance(save, str) or not save):
         raise ConfigError(f"save={save}: expected a path")
     path = Path(save or f"outputs/models/{name}/weights.safetensors")
     if path.suffix != ".safetensors" or path.is_dir():

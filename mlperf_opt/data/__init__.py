@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 
 from mlperf_opt.data.dataset import Dataset, Split
 from mlperf_opt.data.digits import load_digits
-from mlperf_opt.data.idx import load_idx
+from mlperf_opt.data.idx import ENVIRONMENT, load_idx
 from mlperf_opt.data.loader import Loader, random_crop, random_shift
 from mlperf_opt.data.reverse import make_reverse
 from mlperf_opt.errors import ConfigError, did_you_mean
@@ -19,7 +20,6 @@ DATASETS: dict[str, Callable[[str | None], Dataset]] = {
 }
 
 
-@lru_cache(maxsize=2)  # the jobs of a sweep share the data
 def load_data(name: str, root: str | None = None) -> Dataset:
     """Return a data set by name.
 
@@ -29,6 +29,11 @@ def load_data(name: str, root: str | None = None) -> Dataset:
     """
     if name not in DATASETS:
         raise ConfigError(f"data.name={name}: no such data set{did_you_mean(name, DATASETS)}")
+    return _load(name, root or os.environ.get(ENVIRONMENT))
+
+
+@lru_cache(maxsize=2)  # the jobs of a sweep share the data; the folder is part of the key, whoever named it
+def _load(name: str, root: str | None) -> Dataset:
     return DATASETS[name](root)
 
 

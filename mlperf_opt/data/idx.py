@@ -21,6 +21,7 @@ from mlperf_opt.errors import DataError
 ENVIRONMENT = "MLPERF_OPT_DATA"
 _CALIBRATION = 5_000
 _FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+MNIST_SOURCE = "https://ossci-datasets.s3.amazonaws.com/mnist/"  # the PyTorch project's mirror
 # SHA-256 of the four MNIST files once unpacked
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -73,7 +74,8 @@ def _scale(images: Array) -> Array:
 def _folder(name: str, root: str | None) -> Path:
     place = root or os.environ.get(ENVIRONMENT)
     if not place:
-        raise DataError(f"data={name} needs a folder that holds {name}/: set data.root=FOLDER or {ENVIRONMENT}")
+        source = f" (its four files: {MNIST_SOURCE})" if name == "mnist" else ""
+        raise DataError(f"data={name} needs a folder that holds {name}/: set data.root=FOLDER or {ENVIRONMENT}{source}")
     return Path(place) / name
 
 
@@ -82,8 +84,10 @@ def _read(folder: Path, file: str, name: str) -> Array:
     try:
         path = next((p for p in (path, folder / f"{file}.gz") if p.exists()), None)
         if path is None:
-            expected = f" (SHA-256 unpacked {MNIST_SHA256[file]})" if name == "mnist" else ""
-            raise DataError(f"{folder / file}[.gz] is missing: fetch the IDX files of {name} into {folder}{expected}")
+            wanted = f"the IDX files of {name} into {folder}"
+            if name == "mnist":
+                wanted = f"{MNIST_SOURCE}{file}.gz into {folder} (SHA-256 unpacked {MNIST_SHA256[file]})"
+            raise DataError(f"{folder / file}[.gz] is missing: fetch {wanted}")
         data = path.read_bytes()
         data = gzip.decompress(data) if path.suffix == ".gz" else data
     except (OSError, EOFError, zlib.error) as error:

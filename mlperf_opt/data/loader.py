@@ -74,7 +74,9 @@ def random_crop(images: Array, size: tuple[int, int], padding: int, rng: np.rand
     free = [have + 2 * padding - want for have, want in zip(images.shape[2:], size, strict=True)]
     if padding < 0 or min(free) < 0 or min(size) < 1:
         raise DataError(f"a crop of {size} with padding {padding} does not fit images of {images.shape[2:]}")
-    padded = np.pad(images, ((0, 0), (0, 0), (padding, padding), (padding, padding)))
+    count, channels, height, width = images.shape
+    padded = np.zeros((count, channels, height + 2 * padding, width + 2 * padding), images.dtype)
+    padded[:, :, padding : padding + height, padding : padding + width] = images
     windows = np.lib.stride_tricks.sliding_window_view(padded, size, axis=(2, 3))  # (N, C, rows, columns, *size)
     rows, columns = (rng.integers(0, room + 1, len(images)) for room in free)
     return np.ascontiguousarray(windows[np.arange(len(images)), :, rows, columns])

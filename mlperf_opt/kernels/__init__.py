@@ -1,9 +1,11 @@
-"""Kernels of the compiled runtime: the machine that runs a program, and what its instructions do.
+"""Kernels of the compiled runtime: arithmetic on addresses, without a word of graphs.
 
-    machine.py      runs a program; `instruction.py` is how a kernel reads its operands
-    product.py      linear and conv2d on the micro-kernels of `tiles.py`, or of `amx.py` on tiles
-    images.py  elementwise.py  attention.py
-    simd.py         16 lanes for kernels, made of the LLVM instructions of `emit.py`; `jit.py` compiles and caches
+    cache.py        where compiled code is kept        jit.py      how it is compiled, and for which CPU
+    emit.py         pieces of LLVM code                simd.py     vectors of 16 lanes, made of them
+    instruction.py  operands of an instruction         tiles.py    micro-kernels of products, generated
+    product.py      linear and conv2d on tiles.py      amx.py      the same on Intel's tile registers
+    elementwise.py  activations, norms, lookups, grids images.py   layouts of images, pooling
+    attention.py    attention, whole and cached        machine.py  the loop that runs a program of all these
 
-Importing a kernel compiles it, or loads it from the cache, so this file imports none.
+Importing this package compiles nothing; `machine` does.
 """

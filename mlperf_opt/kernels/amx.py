@@ -142,16 +142,23 @@ def _block(b: Any, shape: Any, *values: Any) -> None:
                 _amx(b, "tilestored64", _tile(2 * t + p), at(b, place, I8), number(_SUMS_STEP))
 
 
-@instruction(types.none, *[types.int64] * (4 + len(INT8_FINISH)), types.float32)
-def _finish(b: Any, sums: Any, out: Any, columns: Any, row: Any, *values: Any) -> None:
-    """Finish 16 sums of one row."""
+@instruction(types.none, *[types.int64] * (6 + len(INT8_FINISH)), types.float32)
+def _finish_rows(b: Any, sums: Any, out: Any, out_step: Any, rows: Any, first: Any, columns: Any, *values: Any) -> None:
+    """Finish one panel of ``rows`` rows of sums."""
     given: dict[str, Any] = dict(zip((*INT8_FINISH, "low"), values, strict=True))
-    total, mask = load(b, sums, lanes_of(I32)), tail_mask(b, columns)
+    mask = tail_mask(b, columns)
+
+    def each_row(finish: Any) -> None:
+        with cgutils.for_range(b, rows, intp=I64) as row:
+            total = load(b, b.add(sums, b.mul(row.index, number(_SUMS_STEP))), lanes_of(I32))
+            place = b.add(out, b.mul(row.index, out_step))
+            store_first(b, place, finish(total, b.add(first, row.index)), mask)
+
     with b.if_else(b.icmp_signed("!=", given["to_codes"], number(0))) as (codes, reals):
         with codes:
-            store_first(b, out, finish_codes(b, total, given, number(0)), mask)
+            each_row(lambda total, _row: finish_codes(b, total, given, number(0)))
         with reals:
-            store_first(b, out, finish_real(b, total, given, number(0), row), mask)
+            each_row(lambda total, row: finish_real(b, total, given, number(0), row))
 
 
 @kernel()
@@ -164,18 +171,15 @@ def _finish_block(instruction_, memories, sums, tiles, tile_rows, panel, panels,
     size = 1 if to_codes else 4
     for p in range(panel, panel + panels):
         bias, scale = operand(instruction_, BIAS, memories) + 64 * p, operand(instruction_, SCALE, memories) + 64 * p
-        total, real_bias = (
-            operand(instruction_, SUMS, memories) + 64 * p,
-            operand(instruction_, REAL_BIAS, memories) + 64 * p,
-        )
+        total = operand(instruction_, SUMS, memories) + 64 * p
+        real_bias = operand(instruction_, REAL_BIAS, memories) + 64 * p
         columns = field(instruction_, COLUMNS) - LANES * p
         for t in range(tiles):
-            for r in range(tile_rows):
-                _finish(
-                    sums + (t * ROWS + r) * _SUMS_STEP + 64 * (p - panel),
-                    out + t * out_tile_step + r * out_step + size * LANES * p, columns, row + t * ROWS + r,
-                    to_codes, bias, scale, zero, row_scale, row_zero, scales_step, total, real_bias, low,
-                )  # fmt: skip
+            _finish_rows(
+                sums + t * ROWS * _SUMS_STEP + 64 * (p - panel), out + t * out_tile_step + size * LANES * p, out_step,
+                tile_rows, row + t * ROWS, columns, to_codes, bias, scale, zero, row_scale, row_zero, scales_step, total,
+                real_bias, low,
+            )  # fmt: skip
 
 
 @kernel()

@@ -117,12 +117,17 @@ def instruction(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], 
     return decorate
 
 
-def saturated_codes(b: ir.IRBuilder, rounded: Any, zero: Any) -> Any:
-    """16 whole float32 -> uint8 codes, as `ops.quantized.saturate`."""
-    wide = lanes_of(I32)
-    near = b.select(b.fcmp_ordered("<", rounded, constant(rounded.type, -510.0)), constant(rounded.type, -510.0), rounded)
-    near = b.select(b.fcmp_ordered(">", near, constant(near.type, 510.0)), constant(near.type, 510.0), near)
-    codes = b.add(b.fptosi(near, wide), splat(b, b.trunc(zero, I32)))
+def saturated_codes(b: ir.IRBuilder, real: Any, zero: Any) -> Any:
+    """16 float32 -> uint8 codes: clip(rint(real) + zero, 0, 255), as `ops.quantized.saturate` of the rounded values.
+
+    1.5 x 2^23 added to a float of at most 510 leaves it rounded, half to even, in the lowest bits of the sum.
+    """
+    wide, magic = lanes_of(I32), 12582912.0
+    low, high = constant(real.type, -510.0), constant(real.type, 510.0)
+    near = b.select(b.fcmp_ordered("<", real, low), low, real)
+    near = b.select(b.fcmp_ordered(">", near, high), high, near)
+    bits = b.bitcast(b.fadd(near, constant(real.type, magic)), wide)
+    codes = b.add(bits, splat(b, b.sub(b.trunc(zero, I32), I32(0x4B400000))))
     codes = b.select(b.icmp_signed("<", codes, constant(wide, 0)), constant(wide, 0), codes)
-    codes = b.select(b.icmp_signed(">", codes, constant(wide, 255)), constant(wide, 255), codes)
+    codes = b.select(b.icmp_unsigned(">", codes, constant(wide, 255)), constant(wide, 255), codes)
     return b.trunc(codes, lanes_of(I8))

@@ -1,34 +1,18 @@
-"""How kernels are compiled: once, without the interpreter lock, cached on disk under a hash of their own sources.
-
-numba's file cache notices a changed file, but not a changed file that it imports; so the folder is named after all of them.
-"""
+"""How kernels are compiled: once, without the interpreter lock, cached on disk (see `cache.py`)."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import platform
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numba
 from numba.core import config as _config
 
+from mlperf_opt.kernels.cache import writable_folder
+
 F = TypeVar("F", bound=Callable[..., Any])
 config: Any = _config  # numba fills the module in when it is imported
-
-
-@cache
-def cache_folder() -> str:
-    """Return the folder of compiled kernels: below XDG_CACHE_HOME or ~/.cache, one per version of the sources."""
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    digest = hashlib.sha256("".join([numba.__version__, platform.python_version()]).encode())
-    for source in sources:
-        digest.update(source.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return str(base / "mlperf_opt" / digest.hexdigest()[:16])
 
 
 def kernel(*signatures: str) -> Callable[[F], F]:
@@ -41,9 +25,11 @@ def kernel(*signatures: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         theirs = config.CACHE_DIR
-        config.CACHE_DIR = cache_folder()
+        folder = writable_folder() if signatures else None
+        config.CACHE_DIR = str(folder or theirs)
         try:
-            compiled: Any = numba.njit(list(signatures) or None, nogil=True, cache=bool(signatures), error_model="numpy")
+            cached = folder is not None
+            compiled: Any = numba.njit(list(signatures) or None, nogil=True, cache=cached, error_model="numpy")
             return compiled(function)
         finally:
             config.CACHE_DIR = theirs

@@ -83,10 +83,7 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
         _attend_cached(instruction, memories, load_int(memories + 8 * POSITIONS), sequence_of_state, sequences, time)
 
 
-@kernel(
-    "void(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), Array(int64, 1, 'C', readonly=True), "
-    "Array(int64, 1, 'C', readonly=True), int64, int64, int64)"
-)
+@kernel("void(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)")
 def run(job, x, out, lengths, positions, first, last, time):
     """Run a program on the sequences ``first`` to ``last`` of a batch, a chunk at a time.
 
@@ -94,8 +91,8 @@ def run(job, x, out, lengths, positions, first, last, time):
         job: address of JOB_WIDTH int64.
         x: the batch: float32, or int64 tokens seen as float32.
         out: room for the outputs.
-        lengths: new places of each sequence, with a cache.
-        positions: places that each sequence holds, with a cache.
+        lengths: address of the new places of each sequence, int64, with a cache.
+        positions: address of the places that each sequence holds, int64, with a cache.
         first, last: sequences (rows, where there is no time).
         time: rows of a sequence, 1 where there is no time.
     """
@@ -105,8 +102,8 @@ def run(job, x, out, lengths, positions, first, last, time):
         now = min(chunk, last - first)
         store_int(memories + 8 * INPUT, x.ctypes.data + first * time * field(job, INPUT_STEP))
         store_int(memories + 8 * OUTPUT, out.ctypes.data + first * time * field(job, OUTPUT_STEP))
-        store_int(memories + 8 * LENGTHS, lengths.ctypes.data + 8 * first)
-        store_int(memories + 8 * POSITIONS, positions.ctypes.data + 8 * first)
+        store_int(memories + 8 * LENGTHS, lengths + 8 * first)
+        store_int(memories + 8 * POSITIONS, positions + 8 * first)
         for i in range(count):
             _step(program + i * _INSTRUCTION_BYTES, memories, first, now, time)
         first += now

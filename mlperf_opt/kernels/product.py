@@ -36,7 +36,20 @@ def _shape_table() -> np.ndarray:
     return table
 
 
-_SHAPE = _shape_table()
+def _rows_table() -> np.ndarray:
+    """[kind, panels, rows left, rows in all] -> rows of the next tile: the most, or the fewest that cover the rest."""
+    table = np.zeros((INT8_PORTABLE + 1, 9, _MOST_ROWS + 1, _MOST_ROWS + 1), np.int64)
+    for kind in GROUP_BYTES:
+        for panels in {p for p, _ in shapes_of(kind)}:
+            known = [rows for p, rows in shapes_of(kind) if p == panels]
+            for left, total in np.ndindex(_MOST_ROWS + 1, _MOST_ROWS + 1):
+                fitting = [rows for rows in known if rows <= total]
+                covering = [rows for rows in fitting if rows >= left]
+                table[kind, panels, left, total] = min(covering, default=max(fitting, default=0))
+    return table
+
+
+_SHAPE, _ROWS = _shape_table(), _rows_table()
 _FLOAT, _HALF, _CODES, _INT8 = FLOAT, HALF, CODES, INT8
 _GROUP_BYTES = np.array([GROUP_BYTES[kind] for kind in sorted(GROUP_BYTES)])
 
@@ -52,25 +65,36 @@ def _panels_at_once(kind, panels, pixels):
 
 @kernel()
 def product(instruction, memories, rows):
-    """Run one product; ``rows`` are the rows of a linear layer, or the images of a convolution (PIXELS > 0)."""
+    """Run one product; ``rows`` are the rows of a linear layer, or the images of a convolution (PIXELS > 0).
+
+    Everything is read out of the instruction before the loops: a tile of a small layer takes no longer than that.
+    """
     kind = field(instruction, KIND)
     images, lines, pixels = 1, 1, rows
     if field(instruction, PIXELS) > 0:
         images, lines, pixels = rows, field(instruction, LINES), field(instruction, PIXELS)
-    panels = field(instruction, PANELS)
-    segments, groups = field(instruction, SEGMENTS), field(instruction, GROUPS)
+    x_start, out_start = operand(instruction, X, memories), operand(instruction, OUT, memories)
+    image_step, line_step, row_step = (
+        field(instruction, IMAGE_STEP), field(instruction, LINE_STEP), field(instruction, ROW_STEP)
+    )  # fmt: skip
+    out_image_step, out_line_step, out_step = (
+        field(instruction, OUT_IMAGE_STEP), field(instruction, OUT_LINE_STEP), field(instruction, OUT_ROW_STEP)
+    )  # fmt: skip
+    segments, segment_step = field(instruction, SEGMENTS), field(instruction, SEGMENT_STEP)
+    groups = field(instruction, GROUPS)
+    panels, weight = field(instruction, PANELS), operand(instruction, WEIGHT, memories)
+    all_columns = field(instruction, COLUMNS)
+    bias, scale = operand(instruction, BIAS, memories), operand(instruction, SCALE, memories)
+    low, to_codes, zero = load_float(instruction + 8 * LOW), field(instruction, TO_CODES), field(instruction, ZERO)
+    row_scale, row_zero = operand(instruction, ROW_SCALE, memories), operand(instruction, ROW_ZERO, memories)
+    scales_image_step, scales_step = field(instruction, SCALES_IMAGE_STEP), field(instruction, SCALES_ROW_STEP)
+    sums, real_bias = operand(instruction, SUMS, memories), operand(instruction, REAL_BIAS, memories)
+    column_bytes = LANES if to_codes else 4 * LANES
     panel_step = segments * groups * _GROUP_BYTES[kind]
-    weight = operand(instruction, WEIGHT, memories)
     widen = (kind == _HALF or kind == _CODES) and pixels >= _WIDEN_FROM
     running = _FLOAT if widen else kind
-    step = panel_step
-    if widen:
-        step = segments * groups * _GROUP_BYTES[_FLOAT]
+    step = segments * groups * _GROUP_BYTES[running]
     at_once = _panels_at_once(running, panels, pixels)
-    tile = min(pixels, _MOST_ROWS)
-    while _SHAPE[running, at_once, tile] < 0:
-        tile -= 1
-    shape = _SHAPE[running, at_once, tile]
     for image in range(images):
         done = 0
         while done < panels:
@@ -78,68 +102,46 @@ def product(instruction, memories, rows):
             here = weight + panel * panel_step
             if widen:
                 scratch = operand(instruction, SCRATCH, memories)
-                _widen(kind, here, scratch, at_once, segments * groups, operand(instruction, SCALE, memories) + 64 * panel)
+                _widen(kind, here, scratch, at_once, segments * groups, scale + 64 * panel)
                 here = scratch
+            columns, skip = all_columns - LANES * panel, 64 * panel
             for line in range(lines):
-                x = operand(instruction, X, memories)
-                x += image * field(instruction, IMAGE_STEP) + line * field(instruction, LINE_STEP)
-                out = operand(instruction, OUT, memories)
-                out += image * field(instruction, OUT_IMAGE_STEP) + line * field(instruction, OUT_LINE_STEP)
                 first = 0
                 while first < pixels:
-                    row = min(first, pixels - tile)
-                    _tile(instruction, memories, running, shape, x, image, row, here, step, panel, out)
-                    first += tile
+                    now = _ROWS[running, at_once, min(pixels - first, _MOST_ROWS), min(pixels, _MOST_ROWS)]
+                    row, shape = min(first, pixels - now), _SHAPE[running, at_once, now]
+                    x = x_start + image * image_step + line * line_step + row * row_step
+                    out = out_start + image * out_image_step + line * out_line_step + row * out_step + panel * column_bytes
+                    grid = image * scales_image_step + row * scales_step
+                    if running == _FLOAT:
+                        _float_tile(
+                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
+                            bias + skip, scale + skip, low,
+                        )  # fmt: skip
+                    elif running == _HALF:
+                        _half_tile(
+                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
+                            bias + skip, scale + skip, low,
+                        )  # fmt: skip
+                    elif running == _CODES:
+                        _codes_tile(
+                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
+                            bias + skip, scale + skip, low,
+                        )  # fmt: skip
+                    elif running == _INT8:
+                        _int8_tile(
+                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
+                            to_codes, bias + skip, scale + skip, zero, row_scale + grid, row_zero + grid, scales_step,
+                            sums + skip, real_bias + skip, low,
+                        )  # fmt: skip
+                    else:
+                        _int8_portable_tile(
+                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
+                            to_codes, bias + skip, scale + skip, zero, row_scale + grid, row_zero + grid, scales_step,
+                            sums + skip, real_bias + skip, low,
+                        )  # fmt: skip
+                    first += now
             done += at_once
-
-
-@kernel()
-def _tile(instruction, memories, kind, shape, x, image, row, weight, panel_step, panel, out):
-    row_step, out_step = field(instruction, ROW_STEP), field(instruction, OUT_ROW_STEP)
-    segments, segment_step = field(instruction, SEGMENTS), field(instruction, SEGMENT_STEP)
-    groups = field(instruction, GROUPS)
-    columns = field(instruction, COLUMNS) - LANES * panel
-    x += row * row_step
-    out += row * out_step
-    bias = operand(instruction, BIAS, memories) + 64 * panel
-    scale = operand(instruction, SCALE, memories) + 64 * panel
-    low = load_float(instruction + 8 * LOW)
-    if kind <= _CODES:
-        out += 64 * panel
-        if kind == _FLOAT:
-            _float_tile(
-                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale,
-                low,
-            )  # fmt: skip
-        elif kind == _HALF:
-            _half_tile(
-                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale,
-                low,
-            )  # fmt: skip
-        else:
-            _codes_tile(
-                shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns, bias, scale,
-                low,
-            )  # fmt: skip
-        return
-    to_codes, zero = field(instruction, TO_CODES), field(instruction, ZERO)
-    scales_step = field(instruction, SCALES_ROW_STEP)
-    skip = image * field(instruction, SCALES_IMAGE_STEP) + row * scales_step
-    row_scale = operand(instruction, ROW_SCALE, memories) + skip
-    row_zero = operand(instruction, ROW_ZERO, memories) + skip
-    sums = operand(instruction, SUMS, memories) + 64 * panel
-    real_bias = operand(instruction, REAL_BIAS, memories) + 64 * panel
-    out += (LANES if to_codes else 4 * LANES) * panel
-    if kind == _INT8:
-        _int8_tile(
-            shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns,
-            to_codes, bias, scale, zero, row_scale, row_zero, scales_step, sums, real_bias, low,
-        )  # fmt: skip
-    else:
-        _int8_portable_tile(
-            shape, x, row_step, segments, segment_step, groups, weight, panel_step, out, out_step, columns,
-            to_codes, bias, scale, zero, row_scale, row_zero, scales_step, sums, real_bias, low,
-        )  # fmt: skip
 
 
 @kernel()

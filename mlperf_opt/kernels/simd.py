@@ -273,7 +273,7 @@ def power_of_two(b: Any, x: Any) -> Any:
 
 
 @instruction(types.none, _ADDRESS, f32x16, types.int64, types.int64)
-def store_grid_codes(b: Any, address: Any, rounded: Any, zero: Any, count: Any) -> None:
-    """Store the first ``count`` of 16 uint8 codes: clip(rounded + zero, 0, 255), ``rounded`` being whole numbers."""
-    codes = saturated_codes(b, rounded, zero)
+def store_grid_codes(b: Any, address: Any, real: Any, zero: Any, count: Any) -> None:
+    """Store the first ``count`` of 16 uint8 codes: clip(rint(real) + zero, 0, 255)."""
+    codes = saturated_codes(b, real, zero)
     store_first(b, address, codes, tail_mask(b, count))

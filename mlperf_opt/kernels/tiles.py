@@ -48,7 +48,7 @@ from mlperf_opt.kernels.jit import features
 FLOAT, HALF, CODES, INT8, INT8_PORTABLE = range(5)
 # (panels, rows) of the micro-kernels: accumulators + weights + one input fit 32 registers, and there are enough of them
 # to hide the latency of a multiply-add (4 or 5 cycles, two at once).
-SHAPES = ((8, 1), (4, 6), (4, 4), (4, 2), (4, 1), (2, 12), (2, 4), (2, 2), (2, 1), (1, 12), (1, 4), (1, 1))
+SHAPES = ((8, 1), (4, 6), (4, 4), (4, 2), (4, 1), (2, 12), (2, 8), (2, 4), (2, 2), (2, 1), (1, 12), (1, 8), (1, 4), (1, 1))
 # Weights that are widened while they are read serve one row; for many they are widened once.
 _ONE_ROW = tuple(shape for shape in SHAPES if shape[1] == 1)
 _SMALL = ((2, 4), (2, 1), (1, 4), (1, 1))  # the portable product needs registers of its own
@@ -144,7 +144,7 @@ def finish_codes(b: ir.IRBuilder, total: Any, given: dict[str, Any], column: Any
     """uint8: clip(rint(float32(sum + bias) * multiplier) + zero, 0, 255)."""
     total = b.add(total, load(b, b.add(given["bias"], column), lanes_of(I32)))
     scaled = b.fmul(b.sitofp(total, lanes_of(F32)), load(b, b.add(given["scale"], column), lanes_of(F32)))
-    return saturated_codes(b, call(b, "llvm.roundeven.v16f32", lanes_of(F32), scaled), given["zero"])
+    return saturated_codes(b, scaled, given["zero"])
 
 
 def finish_real(b: ir.IRBuilder, total: Any, given: dict[str, Any], column: Any, row: Any) -> Any:

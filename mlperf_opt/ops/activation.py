@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from mlperf_opt.errors import GraphError, did_you_mean
 from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
+from mlperf_opt.ops.onnx_form import Form, direct, node
 
 _SQRT_2_OVER_PI = 0.7978845608028654
 _CUBIC = 0.044715
@@ -73,6 +75,14 @@ def activation_vjp(grad: Array, out: Array, activation: str, before: Callable[[]
     return _gelu_vjp(grad, out, before())[0] if activation == "gelu" else grad
 
 
+def onnx_activated(form: Form, activation: str) -> Form:
+    """Return the form of a product with its activation behind it."""
+    if not activation:
+        return form
+    kind = node("Relu", "before") if activation == "relu" else node("Gelu", "before", approximate="tanh")
+    return (*form[:-1], replace(form[-1], output="before"), kind)
+
+
 def softmax(x: Array, axis: int = -1) -> Array:
     """exp(x - max) / sum; the shift keeps exp within range for any input. A row must hold one finite value."""
     y = x - np.maximum.reduce(x, axis=axis, keepdims=True)
@@ -92,8 +102,14 @@ def _softmax_infer(x: Spec) -> Spec:
     return x
 
 
-RELU = OpDef("relu", ("x",), _same, _relu, _relu_vjp, no_macs, "Relu")
-GELU = OpDef("gelu", ("x",), _same, _gelu, _gelu_vjp, no_macs, "Gelu(approximate=tanh)")
+RELU = OpDef("relu", ("x",), _same, _relu, _relu_vjp, no_macs, direct("Relu", "x"))
+GELU = OpDef("gelu", ("x",), _same, _gelu, _gelu_vjp, no_macs, direct("Gelu", "x", approximate="tanh"))
 SOFTMAX = OpDef(
-    "softmax", ("x",), _softmax_infer, softmax, lambda grad, out, _x: (softmax_vjp(grad, out),), no_macs, "Softmax"
+    "softmax",
+    ("x",),
+    _softmax_infer,
+    softmax,
+    lambda grad, out, _x: (softmax_vjp(grad, out),),
+    no_macs,
+    direct("Softmax", "x", axis=-1),
 )

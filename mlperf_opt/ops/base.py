@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
+
+if TYPE_CHECKING:
+    from mlperf_opt.ops.onnx_form import Form
 
 Array = NDArray[Any]
 Dim = int | str  # a named dimension ("N", "T", "L") is known only when the graph runs
@@ -67,10 +70,12 @@ class OpDef:
         vjp: (gradient of the output, output, *arrays) -> one gradient per argument, None where there is none.
             None for an op without a gradient.
         cost: (output spec, *argument specs), all dimensions bound -> `Cost`.
-        onnx: plain data: the ONNX operator that this op maps to, ``"QDQ:..."`` where it maps to a float operator
-            between quantize and dequantize pairs, None where it has no counterpart.
+        onnx: (*specs, **attributes) -> the ONNX operators that compute the same, as plain data (`onnx_form`); None for an
+            op without a counterpart.
         parameters: the arguments that are trained weights of the network.
         matrix: the argument that multiplies the input: what quant and prune work on.
+        skips_input_gradient: its vjp takes ``input_gradient=False`` too, and then leaves out the gradient of its first
+            argument: nobody needs that of the data, and it costs as much as the forward pass.
         in_place: the argument whose buffer the op may overwrite and return (the state of a cache).
     """
 
@@ -80,9 +85,10 @@ class OpDef:
     forward: Callable[..., Array]
     vjp: Callable[..., tuple[Array | None, ...]] | None
     cost: Callable[..., Cost]
-    onnx: str | None
+    onnx: Callable[..., Form] | None
     parameters: tuple[str, ...] = ()
     matrix: str | None = None
+    skips_input_gradient: bool = False
     in_place: str | None = None
 
     def position(self, argument: str) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, expect_float, is_whole, moved_bytes, no_macs
+from mlperf_opt.ops.onnx_form import Form, counted, direct, ints, known, node
 
 
 def infer_embedding(tokens: Spec, table: Spec) -> Spec:
@@ -27,13 +28,14 @@ def _infer(tokens: Spec, table: Spec) -> Spec:
 
 
 def _check_tokens(tokens: Array, size: int) -> None:
-    if tokens.size and (tokens.min() < 0 or tokens.max() >= size):
+    # Seen as unsigned a negative id is a huge one: one look instead of two, which counts in a decode step.
+    if tokens.size and np.maximum.reduce(tokens.view(f"u{tokens.itemsize}"), axis=None) >= size:
         raise GraphError(f"embedding: token ids must be 0..{size - 1}, got {tokens.min()}..{tokens.max()}")
 
 
 def _embedding(tokens: Array, table: Array) -> Array:
     _check_tokens(tokens, len(table))
-    return table[tokens]
+    return table.take(tokens, axis=0)
 
 
 def _embedding_vjp(grad: Array, _out: Array, tokens: Array, table: Array) -> tuple[Array | None, Array]:
@@ -55,9 +57,12 @@ def _places(x: Array, offset: Array | None, capacity: int) -> Array | slice:
         if time > capacity:
             raise GraphError(f"positions: {time} tokens, but the model knows {capacity} places")
         return slice(0, time)
-    places = offset[:, None] + np.arange(time)
-    # Padding behind a short row may run past the end; those outputs are never used, so any valid place will do.
-    return np.minimum(places, capacity - 1)
+    return offset[:, None] + np.arange(time)
+
+
+def _vectors(table: Array, places: Array | slice) -> Array:
+    """Look the places up. Padding behind a short row may run past the end; its outputs are never used: any place will do."""
+    return table[places] if isinstance(places, slice) else table.take(places, axis=0, mode="clip")
 
 
 def _infer_learned(x: Spec, table: Spec, offset: Spec | None) -> Spec:
@@ -76,7 +81,7 @@ def _check_offset(x: Spec, offset: Spec | None) -> None:
 
 
 def _learned(x: Array, table: Array, offset: Array | None) -> Array:
-    return x + table[_places(x, offset, len(table))]
+    return x + _vectors(table, _places(x, offset, len(table)))
 
 
 def _learned_vjp(grad: Array, _out: Array, x: Array, table: Array, offset: Array | None) -> tuple[Array | None, ...]:
@@ -85,7 +90,7 @@ def _learned_vjp(grad: Array, _out: Array, x: Array, table: Array, offset: Array
     if isinstance(places, slice):
         d_table[places] = grad.sum(axis=0)
     else:
-        np.add.at(d_table, places.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+        np.add.at(d_table, np.minimum(places, len(table) - 1).reshape(-1), grad.reshape(-1, grad.shape[-1]))
     return grad, d_table, None
 
 
@@ -109,7 +114,32 @@ def _infer_sinusoidal(x: Spec, offset: Spec | None, *, context: int) -> Spec:
 
 def _sinusoidal(x: Array, offset: Array | None, *, context: int) -> Array:
     table = sinusoid_table(context, x.shape[-1]).astype(x.dtype, copy=False)
-    return x + table[_places(x, offset, context)]
+    return x + _vectors(table, _places(x, offset, context))
+
+
+def _onnx_positions(table: str | Array, capacity: int, offset: Spec | None) -> Form:
+    if offset is None:  # the first T places, the same for every row
+        first = (
+            node("Shape", "x", to="time", start=1, end=2),
+            node("Slice", table, ints(0), "time", ints(0), to="vectors"),
+        )
+    else:
+        first = (
+            *counted("x", 1, "time"),
+            node("Unsqueeze", "offset", ints(1), to="start"),
+            node("Add", "start", "time", to="unlimited"),
+            node("Min", "unlimited", np.int64(capacity - 1), to="places"),  # (N, T); see `_places`
+            node("Gather", table, "places", to="vectors", axis=0),
+        )
+    return (*first, node("Add", "x", "vectors"))
+
+
+def _onnx_learned(_x: Spec, table: Spec, offset: Spec | None) -> Form:
+    return _onnx_positions("table", known(table.shape[0], "the number of places"), offset)
+
+
+def _onnx_sinusoidal(x: Spec, offset: Spec | None, *, context: int) -> Form:
+    return _onnx_positions(sinusoid_table(context, known(x.shape[2], "the width")), context, offset)
 
 
 EMBEDDING = OpDef(
@@ -119,7 +149,7 @@ EMBEDDING = OpDef(
     forward=_embedding,
     vjp=_embedding_vjp,
     cost=embedding_cost,
-    onnx="Gather",
+    onnx=direct("Gather", "table", "tokens", axis=0),
     parameters=("table",),
     matrix="table",
 )
@@ -130,7 +160,7 @@ LEARNED_POSITIONS = OpDef(
     forward=_learned,
     vjp=_learned_vjp,
     cost=no_macs,
-    onnx="Gather+Add",
+    onnx=_onnx_learned,
     parameters=("table",),
 )
 SINUSOIDAL_POSITIONS = OpDef(
@@ -140,5 +170,5 @@ SINUSOIDAL_POSITIONS = OpDef(
     forward=_sinusoidal,
     vjp=lambda grad, _out, _x, _offset, context: (grad, None),
     cost=no_macs,
-    onnx="Gather+Add",
+    onnx=_onnx_sinusoidal,
 )

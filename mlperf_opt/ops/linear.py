@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from mlperf_opt.ops.activation import activate, activation_vjp, check_activation
+from mlperf_opt.ops.activation import activate, activation_vjp, check_activation, onnx_activated
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, expect_float, moved_bytes
+from mlperf_opt.ops.onnx_form import Form, node, then_add
 
 
 def _infer(x: Spec, weight: Spec, bias: Spec | None, *, activation: str = "") -> Spec:
@@ -24,16 +25,32 @@ def _forward(x: Array, weight: Array, bias: Array | None, *, activation: str = "
 
 
 def _vjp(
-    grad: Array, out: Array, x: Array, weight: Array, bias: Array | None, *, activation: str = ""
+    grad: Array,
+    out: Array,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    *,
+    activation: str = "",
+    input_gradient: bool = True,
 ) -> tuple[Array | None, ...]:
     grad = activation_vjp(grad, out, activation, lambda: _forward(x, weight, bias))
     rows = grad.reshape(-1, grad.shape[-1])
     d_weight = rows.T @ x.reshape(-1, x.shape[-1])
-    return grad @ weight, d_weight, None if bias is None else rows.sum(axis=0)
+    return grad @ weight if input_gradient else None, d_weight, None if bias is None else rows.sum(axis=0)
 
 
 def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None, **_: str) -> Cost:
     return Cost(out.size * int(weight.shape[1]), moved_bytes(out, x, weight, bias))
+
+
+def _onnx(x: Spec, _weight: Spec, bias: Spec | None, *, activation: str = "") -> Form:
+    term = None if bias is None else "bias"
+    if len(x.shape) == 2:  # Gemm adds the bias too, but takes matrices only
+        form: Form = (node("Gemm", "x", "weight", *([term] if term else []), transB=1),)
+    else:
+        form = then_add(node("MatMul", "x", "weight.T"), term)
+    return onnx_activated(form, activation)
 
 
 LINEAR = OpDef(
@@ -43,7 +60,8 @@ LINEAR = OpDef(
     forward=_forward,
     vjp=_vjp,
     cost=_cost,
-    onnx="MatMul",
+    onnx=_onnx,
     parameters=("weight", "bias"),
     matrix="weight",
+    skips_input_gradient=True,
 )

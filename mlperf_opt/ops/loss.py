@@ -6,6 +6,7 @@ import numpy as np
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
+from mlperf_opt.ops.onnx_form import Form, ints, known, node
 
 IGNORE = -1  # a target with this value (a prompt's token, padding) has no part in the mean
 
@@ -51,4 +52,13 @@ def _vjp(grad: Array, _out: Array, logits: Array, targets: Array) -> tuple[Array
     return d_logits.reshape(logits.shape), None
 
 
-CROSS_ENTROPY = OpDef("cross_entropy", ("logits", "targets"), _infer, _forward, _vjp, no_macs, "SoftmaxCrossEntropyLoss")
+def _onnx(logits: Spec, _targets: Spec) -> Form:
+    classes = known(logits.shape[-1], "the number of classes")
+    return (
+        node("Reshape", "logits", ints(-1, classes), to="rows"),
+        node("Reshape", "targets", ints(-1), to="ids"),
+        node("SoftmaxCrossEntropyLoss", "rows", "ids", ignore_index=IGNORE, reduction="mean"),
+    )
+
+
+CROSS_ENTROPY = OpDef("cross_entropy", ("logits", "targets"), _infer, _forward, _vjp, no_macs, _onnx)

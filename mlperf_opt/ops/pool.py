@@ -8,6 +8,7 @@ import numpy as np
 
 from mlperf_opt.ops.base import Array, OpDef, Spec, are_known, expect, expect_float, is_whole, no_macs
 from mlperf_opt.ops.conv import output_size
+from mlperf_opt.ops.onnx_form import Form, node
 
 
 def _infer(x: Spec, *, size: int, stride: int) -> Spec:
@@ -29,21 +30,25 @@ def _taps(x: Array, size: int, stride: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _max(x: Array, *, size: int, stride: int) -> Array:
-    taps = _taps(x, size, stride)
-    rows, columns = next(taps)
-    out = x[:, :, rows, columns].copy()
-    for rows, columns in taps:
-        np.maximum(out, x[:, :, rows, columns], out=out)
+    first, *others = (x[:, :, rows, columns] for rows, columns in _taps(x, size, stride))
+    out = first.copy(order="K")  # the order of x in memory: the batch may be its last axis there
+    for tap in others:
+        np.maximum(out, tap, out=out)
     return out
 
 
 def _max_vjp(grad: Array, out: Array, x: Array, *, size: int, stride: int) -> tuple[Array]:
-    d_x = np.zeros(x.shape, grad.dtype)
-    free = np.ones(out.shape, bool)  # of equal maxima the first takes the gradient
+    d_x = np.zeros_like(x, grad.dtype)
+    free = np.ones_like(out, bool)  # of equal maxima the first takes the gradient
     for rows, columns in _taps(x, size, stride):
-        hit = free & (x[:, :, rows, columns] == out)
-        d_x[:, :, rows, columns] += grad * hit
-        free &= ~hit
+        hit = x[:, :, rows, columns] == out
+        hit &= free
+        free ^= hit
+        place = d_x[:, :, rows, columns]
+        if stride >= size:  # no two windows share a place
+            np.multiply(grad, hit, out=place)
+        else:
+            place += grad * hit
     return (d_x,)
 
 
@@ -58,12 +63,20 @@ def _avg(x: Array, *, size: int, stride: int) -> Array:
 
 
 def _avg_vjp(grad: Array, _out: Array, x: Array, *, size: int, stride: int) -> tuple[Array]:
-    d_x = np.zeros(x.shape, grad.dtype)
+    d_x = np.zeros_like(x, grad.dtype)
     share = grad / grad.dtype.type(size * size)
     for rows, columns in _taps(x, size, stride):
         d_x[:, :, rows, columns] += share
     return (d_x,)
 
 
-MAX_POOL2D = OpDef("max_pool2d", ("x",), _infer, _max, _max_vjp, no_macs, "MaxPool")
-AVG_POOL2D = OpDef("avg_pool2d", ("x",), _avg_infer, _avg, _avg_vjp, no_macs, "AveragePool")
+def _onnx_max(_x: Spec, *, size: int, stride: int) -> Form:
+    return (node("MaxPool", "x", kernel_shape=[size, size], strides=[stride, stride]),)
+
+
+def _onnx_avg(_x: Spec, *, size: int, stride: int) -> Form:
+    return (node("AveragePool", "x", kernel_shape=[size, size], strides=[stride, stride]),)
+
+
+MAX_POOL2D = OpDef("max_pool2d", ("x",), _infer, _max, _max_vjp, no_macs, _onnx_max)
+AVG_POOL2D = OpDef("avg_pool2d", ("x",), _avg_infer, _avg, _avg_vjp, no_macs, _onnx_avg)

@@ -1,4 +1,4 @@
-"""Products on codes: qlinear, qconv2d, and the lookup qembedding. The arithmetic is written out in `quantized.py`.
+"""Products on codes: qlinear and qconv2d. The arithmetic is written out in `quantized.py`.
 
 A product without an output scale may have an activation, on its float32 result. One with an output scale has none: there a
 relu is a zero point of 0.
@@ -12,8 +12,8 @@ import numpy as np
 
 from mlperf_opt.ops.activation import activate, activation_vjp, check_activation
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes
-from mlperf_opt.ops.conv import CONV2D, conv2d_cost, infer_conv2d, patches
-from mlperf_opt.ops.embedding import EMBEDDING, embedding_cost, infer_embedding
+from mlperf_opt.ops.conv import CONV2D, conv2d_cost, infer_conv2d, product
+from mlperf_opt.ops.qproduct_onnx import onnx_qconv2d, onnx_qlinear
 from mlperf_opt.ops.quantized import CODE_MAX, check_codes, check_grid, saturate
 
 _FLOAT32_EXACT_K = 518  # 255 * 127 * 518 < 2^24: up to here float32 holds every partial sum exactly
@@ -78,19 +78,21 @@ def _qlinear_infer(
     return Spec((*x.shape[:-1], weight.shape[0]), _out_dtype(y_scale))
 
 
-def _product(
-    rows: Array,
+def _exact(k: int) -> type[np.float32] | type[np.float64]:
+    """The float in which BLAS holds every sum of ``k`` products of codes exactly."""
+    return np.float32 if k <= _FLOAT32_EXACT_K else np.float64
+
+
+def _rescale(
+    acc: Array,
     x_scale: Array,
-    weight: Array,
     w_scale: Array,
     bias: Array | None,
     y_scale: Array | None,
     y_zero: Array | None,
     activation: str,
 ) -> Array:
-    """Centred codes (..., K) times weight codes (M, K) -> float32 (..., M); uint8 codes if there is an output scale."""
-    exact = np.float32 if rows.shape[-1] <= _FLOAT32_EXACT_K else np.float64  # BLAS in a float that holds every sum
-    acc = (rows.astype(exact) @ weight.T.astype(exact)).astype(np.int32)
+    """Sums of products of codes -> float32; uint8 codes if there is an output scale. Scales and bias fit ``acc``."""
     if bias is not None and bias.dtype == np.int32:
         acc += bias
         bias = None
@@ -120,7 +122,9 @@ def _qlinear(
     *,
     activation: str = "",
 ) -> Array:
-    return _product(_centred(x, x_zero), x_scale, weight, w_scale, bias, y_scale, y_zero, activation)
+    exact = _exact(weight.shape[1])
+    acc = _centred(x, x_zero).astype(exact) @ weight.T.astype(exact)
+    return _rescale(acc.astype(np.int32), x_scale, w_scale, bias, y_scale, y_zero, activation)
 
 
 def _real(weight: Array, w_scale: Array) -> Array:
@@ -147,6 +151,7 @@ def _qlinear_vjp(
     y_zero: Array | None,
     *,
     activation: str = "",
+    input_gradient: bool = True,
 ) -> tuple[Array | None, ...]:
     def before() -> Array:
         return _qlinear(x, x_scale, x_zero, weight, w_scale, bias, None, None)
@@ -156,7 +161,8 @@ def _qlinear_vjp(
     real_x = _centred(x, x_zero).astype(np.float32) * x_scale
     d_weight = rows.T @ real_x.reshape(-1, x.shape[-1])
     d_bias = None if bias is None else rows.sum(axis=0)
-    return grad @ _real(weight, w_scale), None, None, d_weight, None, d_bias, None, None
+    d_x = grad @ _real(weight, w_scale) if input_gradient else None
+    return d_x, None, None, d_weight, None, d_bias, None, None
 
 
 def _qlinear_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: str) -> Cost:
@@ -201,11 +207,16 @@ def _qconv(
     padding: int,
     activation: str = "",
 ) -> Array:
-    m, _, kh, kw = weight.shape
+    exact = _exact(weight[0].size)
     # Centred first, then padded with 0: a pixel outside the image is real zero, whatever the zero point.
-    rows = patches(_centred(x, x_zero), kh, kw, stride, padding)
-    y = _product(rows, x_scale, weight.reshape(m, -1), w_scale, bias, y_scale, y_zero, activation)
-    return y.transpose(0, 3, 1, 2)
+    acc = product(_centred(x, x_zero).astype(exact), weight.astype(exact), stride, padding).astype(np.int32)
+    columns = None if bias is None else _per_channel(bias)
+    return _rescale(acc, x_scale, _per_channel(w_scale), columns, y_scale, y_zero, activation)
+
+
+def _per_channel(array: Array) -> Array:
+    """() or (M,) in front of the axes H and W."""
+    return array[:, None, None] if array.ndim else array
 
 
 def _qconv_vjp(
@@ -223,43 +234,21 @@ def _qconv_vjp(
     stride: int,
     padding: int,
     activation: str = "",
+    input_gradient: bool = True,
 ) -> tuple[Array | None, ...]:
     def before() -> Array:
         return _qconv(x, x_scale, x_zero, weight, w_scale, bias, None, None, stride=stride, padding=padding)
 
     grad = activation_vjp(_through(grad, out, y_scale), out, activation, before)
     real_x = _centred(x, x_zero).astype(np.float32) * x_scale
+    arrays = (grad, out, real_x, _real(weight, w_scale), bias)
     assert CONV2D.vjp is not None
-    d_x, d_weight, d_bias = CONV2D.vjp(grad, out, real_x, _real(weight, w_scale), bias, stride=stride, padding=padding)
+    d_x, d_weight, d_bias = CONV2D.vjp(*arrays, stride=stride, padding=padding, input_gradient=input_gradient)
     return d_x, None, None, d_weight, None, d_bias, None, None
 
 
 def _qconv_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: int | str) -> Cost:
     return conv2d_cost(out, x, weight, x_scale, x_zero, *others)
-
-
-# qembedding
-
-
-def _qembedding_infer(tokens: Spec, table: Spec, scale: Spec) -> Spec:
-    check_codes(table, "int8", "qembedding: table")
-    expect(scale.shape in ((), table.shape[:1]), f"qembedding: scale {scale} must be () or ({table.shape[0]},)")
-    return infer_embedding(tokens, table)
-
-
-def _qembedding(tokens: Array, table: Array, scale: Array) -> Array:
-    codes = EMBEDDING.forward(tokens, table)
-    return codes.astype(np.float32) * (scale[tokens][..., None] if scale.ndim else scale)
-
-
-def _qembedding_vjp(grad: Array, out: Array, tokens: Array, table: Array, _scale: Array) -> tuple[Array | None, ...]:
-    assert EMBEDDING.vjp is not None
-    return *EMBEDDING.vjp(grad, out, tokens, table), None
-
-
-def _qembedding_cost(out: Spec, tokens: Spec, table: Spec, scale: Spec) -> Cost:
-    base = embedding_cost(out, tokens, table)
-    return Cost(0, base.bytes + (4 * tokens.size if scale.shape else scale.nbytes))
 
 
 _PRODUCT_ARGUMENTS = ("x", "x_scale", "x_zero", "weight", "w_scale", "bias?", "y_scale?", "y_zero?")
@@ -271,9 +260,10 @@ QLINEAR = OpDef(
     _qlinear,
     _qlinear_vjp,
     _qlinear_cost,
-    "QDQ:MatMul",
+    onnx_qlinear,
     parameters=("weight", "bias"),
     matrix="weight",
+    skips_input_gradient=True,
 )
 QCONV2D = OpDef(
     "qconv2d",
@@ -282,18 +272,8 @@ QCONV2D = OpDef(
     _qconv,
     _qconv_vjp,
     _qconv_cost,
-    "QDQ:Conv",
+    onnx_qconv2d,
     parameters=("weight", "bias"),
     matrix="weight",
-)
-QEMBEDDING = OpDef(
-    "qembedding",
-    ("tokens", "table", "scale"),
-    _qembedding_infer,
-    _qembedding,
-    _qembedding_vjp,
-    _qembedding_cost,
-    "QDQ:Gather",
-    parameters=("table",),
-    matrix="table",
+    skips_input_gradient=True,
 )

@@ -23,6 +23,7 @@ from collections.abc import Callable
 import numpy as np
 
 from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, is_whole, no_macs
+from mlperf_opt.ops.onnx_form import OUT, Form, cast, ints, node
 
 CODE_MAX = 255  # activations are uint8
 _SMALLEST = np.float32(np.finfo(np.float32).tiny)  # a scale below the normal range would divide to infinity
@@ -112,7 +113,69 @@ def _row_range(x: Array, axes: int) -> tuple[Array, Array]:
     return affine_range(x.min(axis=trailing, keepdims=True), x.max(axis=trailing, keepdims=True))
 
 
-QUANTIZE = OpDef("quantize", ("x", "scale", "zero"), _quantize_infer, _quantize, _quantize_vjp, no_macs, "QuantizeLinear")
+# ONNX: one scale for all is an operator of its own; a scale per row is written out
+
+
+def _quantize_onnx(_x: Spec, scale: Spec, zero: Spec) -> Form:
+    if scale.shape == () == zero.shape:
+        return (node("QuantizeLinear", "x", "scale", "zero"),)
+    return (
+        node("Div", "x", "scale", to="steps"),
+        node("Round", "steps", to="rounded"),
+        # the first clip keeps the sum exact in float32, the second decides, as in `saturate`
+        node("Clip", "rounded", np.float32(-2 * CODE_MAX), np.float32(2 * CODE_MAX), to="near"),
+        cast("zero", "float32", to="shift"),
+        node("Add", "near", "shift", to="codes"),
+        node("Clip", "codes", np.float32(0), np.float32(CODE_MAX), to="legal"),
+        cast("legal", "uint8"),
+    )
+
+
+def _dequantize_onnx(codes: Spec, scale: Spec, zero: Spec | None) -> Form:
+    if scale.shape == () and (zero is None or (zero.shape == () and zero.dtype == codes.dtype)):
+        return (node("DequantizeLinear", "codes", "scale", *([] if zero is None else ["zero"])),)
+    form = (cast("codes", "float32", to="wide"),)  # differences of codes are exact in float32
+    if zero is not None:
+        form += (cast("zero", "float32", to="shift"), node("Sub", "wide", "shift", to="steps"))
+    return (*form, node("Mul", "wide" if zero is None else "steps", "scale"))
+
+
+def _row_scale_form(axes: int, to: str) -> Form:
+    """`affine_range` in float64, operator by operator; leaves the range's lower end in ``low``."""
+    trailing, nothing = ints(*range(-axes, 0)), np.float64(0)
+    return (
+        node("ReduceMin", "x", trailing, to="least", keepdims=1),
+        node("ReduceMax", "x", trailing, to="most", keepdims=1),
+        cast("least", "float64", to="wide_least"),
+        cast("most", "float64", to="wide_most"),
+        node("Min", "wide_least", nothing, to="low"),
+        node("Max", "wide_most", nothing, to="high"),
+        node("Sub", "high", "low", to="width"),
+        node("Div", "width", np.float64(CODE_MAX), to="wide_step"),
+        cast("wide_step", "float32", to="step"),
+        node("Max", "step", _SMALLEST, to="normal"),
+        node("Greater", "width", nothing, to="spread"),
+        node("Where", "spread", "normal", np.float32(1), to=to),
+    )
+
+
+def _row_scale_onnx(_x: Spec, *, axes: int) -> Form:
+    return _row_scale_form(axes, OUT)
+
+
+def _row_zero_onnx(_x: Spec, *, axes: int) -> Form:
+    return (
+        *_row_scale_form(axes, "scale"),
+        cast("scale", "float64", to="wide_scale"),
+        node("Neg", "low", to="below"),
+        node("Div", "below", "wide_scale", to="steps"),
+        node("Round", "steps", to="rounded"),
+        node("Clip", "rounded", np.float64(0), np.float64(CODE_MAX), to="legal"),
+        cast("legal", "uint8"),
+    )
+
+
+QUANTIZE = OpDef("quantize", ("x", "scale", "zero"), _quantize_infer, _quantize, _quantize_vjp, no_macs, _quantize_onnx)
 DEQUANTIZE = OpDef(
     "dequantize",
     ("codes", "scale", "zero?"),
@@ -120,12 +183,12 @@ DEQUANTIZE = OpDef(
     _dequantize,
     lambda grad, _out, _codes, _scale, _zero: (grad, None, None),
     no_macs,
-    "DequantizeLinear",
+    _dequantize_onnx,
 )
 # The scale of a row is treated as a constant of the gradient, so these two never receive one.
 ROW_SCALE = OpDef(
-    "row_scale", ("x",), _row_infer("float32"), lambda x, axes: _row_range(x, axes)[0], None, no_macs, "QDQ:dynamic"
+    "row_scale", ("x",), _row_infer("float32"), lambda x, axes: _row_range(x, axes)[0], None, no_macs, _row_scale_onnx
 )
 ROW_ZERO = OpDef(
-    "row_zero", ("x",), _row_infer("uint8"), lambda x, axes: _row_range(x, axes)[1], None, no_macs, "QDQ:dynamic"
+    "row_zero", ("x",), _row_infer("uint8"), lambda x, axes: _row_range(x, axes)[1], None, no_macs, _row_zero_onnx
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
+from mlperf_opt.ops.onnx_form import direct
 
 
 def _flatten_infer(x: Spec) -> Spec:
@@ -32,5 +33,5 @@ def _add(x: Array, y: Array) -> Array:
     return x + y
 
 
-FLATTEN = OpDef("flatten", ("x",), _flatten_infer, _flatten, _flatten_vjp, no_macs, "Flatten")
-ADD = OpDef("add", ("x", "y"), _add_infer, _add, lambda grad, _out, _x, _y: (grad, grad), no_macs, "Add")
+FLATTEN = OpDef("flatten", ("x",), _flatten_infer, _flatten, _flatten_vjp, no_macs, direct("Flatten", "x", axis=1))
+ADD = OpDef("add", ("x", "y"), _add_infer, _add, lambda grad, _out, _x, _y: (grad, grad), no_macs, direct("Add", "x", "y"))

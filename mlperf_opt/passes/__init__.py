@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
+from mlperf_opt.passes.export import Export
 from mlperf_opt.passes.finetune import Finetune
 from mlperf_opt.passes.fuse import Fuse
 from mlperf_opt.passes.kv_cache import KvCache
@@ -17,6 +18,7 @@ PASSES: dict[str, type[Pass]] = {
     "finetune": Finetune,
     "kv_cache": KvCache,
     "fuse": Fuse,
+    "export": Export,
 }
 
 __all__ = ["PASSES", "Pass", "PassContext", "PassResult"]

@@ -42,11 +42,13 @@ class PassResult:
         graph: the new graph (the given one where nothing changed).
         stats: facts for the log, JSON-ready.
         tables: name -> rows; the runner writes each as ``name.csv``.
+        files: ending -> content; the runner writes each beside the step's model file, under its name with that ending.
     """
 
     graph: Graph
     stats: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

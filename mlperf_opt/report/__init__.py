@@ -1,18 +1,33 @@
 """Records -> files, tables and comparisons."""
 
-from mlperf_opt.report.compare import Delta, compare, compare_grid, fail_on, unmatched
+from mlperf_opt.report.compare import Delta, changed_settings, compare, compare_grid, fail_on, unmatched
 from mlperf_opt.report.csv_files import read_metrics, write_metrics, write_table
-from mlperf_opt.report.files import write_json, write_text
+from mlperf_opt.report.files import write_bytes, write_json, write_text
 from mlperf_opt.report.grid import Grid, markdown, to_rich
 from mlperf_opt.report.milestone import Promise, milestone_grid, milestone_table
-from mlperf_opt.report.table import profile_grid, profile_table, run_grid, run_notes, run_table, sweep_grid, sweep_table
+from mlperf_opt.report.table import (
+    export_grid,
+    export_note,
+    export_table,
+    profile_grid,
+    profile_table,
+    run_grid,
+    run_notes,
+    run_table,
+    sweep_grid,
+    sweep_table,
+)
 
 __all__ = [
     "Delta",
     "Grid",
     "Promise",
+    "changed_settings",
     "compare",
     "compare_grid",
+    "export_grid",
+    "export_note",
+    "export_table",
     "fail_on",
     "markdown",
     "milestone_grid",
@@ -27,6 +42,7 @@ __all__ = [
     "sweep_table",
     "to_rich",
     "unmatched",
+    "write_bytes",
     "write_json",
     "write_metrics",
     "write_table",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -88,9 +89,23 @@ def unmatched(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     used = list(_pairs(before, after))
     for side, frame, place in (("first", before, 0), ("second", after, 1)):
         taken = {_key(rows[place]) for _, *rows in used}
-        left = [f"{row['model']} {row['name']}" for row in _rows(frame) if _key(row) not in taken]
-        if left:
-            lines.append(f"only on the {side} side: {', '.join(dict.fromkeys(left))}")
+        left: dict[str, list[str]] = {}
+        for row in (row for row in _rows(frame) if _key(row) not in taken):
+            left.setdefault(f"{_label(row.get('job'))}{row['model']}", []).append(row["name"])
+        facts = "; ".join(f"{model} {', '.join(names)}" for model, names in left.items())
+        lines += [f"only on the {side} side: {facts}"] if facts else []
+    return lines
+
+
+def changed_settings(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
+    """Return a line for each compared step whose pass was set otherwise on the two sides: what the change comes from."""
+    lines = []
+    for step, old, new in _pairs(before, after):
+        first, second = _settings(old), _settings(new)
+        if old["pass"] == new["pass"]:
+            keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+            facts = [f"{key} {first.get(key)} and {second.get(key)}" for key in keys]
+            lines += [f"{step}: {', '.join(facts)}"] if facts else []
     return lines
 
 
@@ -166,9 +181,8 @@ def _pairs(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[tuple[str, Row
         for new_job, new_rows in second.items():
             if old_job == new_job or None in (old_job, new_job):
                 job = old_job if old_job is not None else new_job
-                label = "" if job is None else f"job {job}: "
                 for step, old, new in _pairs_of_job(old_rows, new_rows):
-                    yield f"{label}{step}", old, new
+                    yield f"{_label(job)}{step}", old, new
 
 
 def _pairs_of_job(first: list[Row], second: list[Row]) -> Iterator[tuple[str, Row, Row]]:
@@ -181,6 +195,19 @@ def _pairs_of_job(first: list[Row], second: list[Row]) -> Iterator[tuple[str, Ro
         if new and not common:
             (old_name, old_row), (new_name, new_row) = list(old.items())[-1], list(new.items())[-1]
             yield f"{'/'.join(model)} {old_name} -> {new_name}", old_row, new_row
+
+
+def _settings(row: Row) -> dict[str, Any]:
+    """The settings of a step; a text that somebody else wrote into the column stands for itself."""
+    try:
+        settings = json.loads(row["settings"] or "{}")
+    except ValueError:
+        settings = row["settings"]
+    return settings if isinstance(settings, dict) else {"settings": settings}
+
+
+def _label(job: Any) -> str:
+    return "" if job is None else f"job {job}: "
 
 
 def _rows(frame: pd.DataFrame) -> list[Row]:

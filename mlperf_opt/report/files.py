@@ -13,7 +13,12 @@ from mlperf_opt.errors import MlperfOptError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to a temporary name beside ``path`` and rename it: no reader ever sees half a file.
+    """Write ``text`` as UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary name beside ``path`` and rename it: no reader ever sees half a file.
 
     Raises:
         MlperfOptError: it can't be written (disk full, no permission, no such folder); an old file stays as it was.
@@ -21,8 +26,8 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         # "x" so that the file gets the user's usual permissions, which mkstemp would narrow
-        with temporary.open("x", encoding="utf-8", errors="backslashreplace", newline="") as file:
-            file.write(text)
+        with temporary.open("xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

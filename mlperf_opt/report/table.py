@@ -138,6 +138,44 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return to_rich(profile_grid(rows))
 
 
+def export_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
+    """Return the table of an exported file, one row a runtime, the reference first.
+
+    Args:
+        rows: with the keys runtime, quality_metric, quality, quality_low, quality_high; and of all but the reference
+            predictions, equal, max_abs_diff, and for completions tokens, equal_tokens.
+    """
+    quality = _quality_header(rows)
+    cells = []
+    for row in rows:
+        line = {"runtime": str(row["runtime"])}
+        line[quality] = with_interval(fraction(row["quality"]), row["quality_low"], row["quality_high"], 3)
+        line["equal predictions"] = _of(row.get("equal"), row.get("predictions"))
+        if any("tokens" in other for other in rows):
+            line["equal tokens"] = _of(row.get("equal_tokens"), row.get("tokens"))
+        line["max |diff| of logits"] = f"{row['max_abs_diff']:.3g}" if "max_abs_diff" in row else NOT_MEASURED
+        cells.append(line)
+    return build_grid(cells, left=("runtime",))
+
+
+def export_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return `export_grid` for the terminal."""
+    return to_rich(export_grid(rows))
+
+
+def export_note(row: Mapping[str, Any]) -> str:
+    """Return one line on a file that the pass export wrote, from its row in export.csv."""
+    text = f"ONNX file: {row['file_bytes']:,} bytes, opset {row['opset']}, onnx.checker passed"
+    if not measured(row["predictions"]):
+        return f"{text}; onnxruntime is not installed"
+    equal = _of(round(row["equal_share"] * row["predictions"]), row["predictions"])
+    return f"{text}; onnxruntime: {equal} predictions equal (calibration split), outputs differ by {row['max_abs_diff']:.3g}"
+
+
+def _of(part: Any, whole: Any) -> str:
+    return f"{part:,} of {whole:,}" if measured(part) and measured(whole) else NOT_MEASURED
+
+
 def _quality_header(rows: Sequence[Mapping[str, Any]]) -> str:
     metrics = {row.get("quality_metric") for row in rows if measured(row.get("quality_metric"))}
     return _QUALITY_HEADERS.get(str(metrics.pop()), "quality") if len(metrics) == 1 else "quality"

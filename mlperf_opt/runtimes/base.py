@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from numpy.typing import NDArray
 
-from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph, Node
 
 Array = NDArray[Any]
+Isa = Literal["auto", "vnni", "portable"]
 Observer = Callable[[Node, Array, int], None]  # (node, its value, nanoseconds it took)
 
 
@@ -89,12 +88,12 @@ class RuntimeOptions:
 
     Attributes:
         threads: for batch work; results don't depend on it.
-        isa: auto (the fastest instructions that the CPU has) or portable (int8 products without the CPU's instructions for
-            them, which gives the same results).
+        isa: of int8 products: auto (the fastest instructions that the CPU has), vnni (at most AVX-512 VNNI, no AMX) or
+            portable (none made for them). The results are the same.
     """
 
     threads: int = 1
-    isa: Literal["auto", "portable"] = "auto"
+    isa: Isa = "auto"
 
 
 @dataclass(frozen=True)
@@ -105,15 +104,17 @@ class Runtime:
         name: its name in configurations and records.
         make: (graph, options) -> executable; raises `GraphError` for an op that it lacks.
         options: how.
-        requires: modules that must be installed.
-        advice: what to do where one is not.
+        require: raises `ConfigError` if what it needs isn't installed: asked before any work.
+        notice: what to tell whoever waits for the first graph to be prepared, "" if it takes no time.
+        traced: whether what a call allocates is seen by tracemalloc, so that its peak can be measured.
     """
 
     name: str
     make: Callable[[Graph, RuntimeOptions], Executable]
     options: RuntimeOptions = RuntimeOptions()
-    requires: tuple[str, ...] = ()
-    advice: str = ""
+    require: Callable[[], None] = lambda: None
+    notice: Callable[[], str] = lambda: ""
+    traced: bool = True
 
     def prepare(self, graph: Graph) -> Executable:
         """Return the graph, ready to be called."""
@@ -125,7 +126,5 @@ class Runtime:
         Raises:
             ConfigError: a module that it needs is not installed.
         """
-        for module in self.requires:
-            if find_spec(module) is None:
-                raise ConfigError(f"runtime={self.name} needs {module}, which is not installed: {self.advice}")
+        self.require()
         return replace(self, options=options)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, Graph, Node, split_name
 from mlperf_opt.runtimes.base import Observer, Runtime
-from mlperf_opt.runtimes.session import StateSession, check_limits
+from mlperf_opt.runtimes.session import StateSession, check_limits, zero_state
 
 Array = NDArray[Any]
 
@@ -40,7 +42,7 @@ class NumpyExecutable:
             (
                 node,
                 node.definition.forward,
-                [self._slots[n] for n in node.inputs],
+                _reader([self._slots[n] for n in node.inputs]),
                 dict(node.attributes),
                 self._slots[node.output],
                 dead[node.output],
@@ -70,10 +72,7 @@ class NumpyExecutable:
         (tokens,) = inputs  # a fresh prefill of whole rows
         rows, length = tokens.shape
         check_limits(self.graph, rows, length)
-        fresh = {
-            s.name: np.zeros(tuple(map(int, s.spec.bound({"N": rows, "L": length}).shape)), s.spec.dtype)
-            for s in self.graph.state
-        }
+        fresh = zero_state(self.graph, rows, length)
         return self._run_state(tokens, np.full(rows, length, np.int64), fresh, observer=observer)[0]
 
     def _run_state(
@@ -86,12 +85,12 @@ class NumpyExecutable:
         slots = self._initial.copy()
         for name, array in feeds.items():
             slots[self._slots[name]] = array
-        for node, forward, arguments, attributes, output, dead in self._program:
+        for node, forward, read, attributes, output, dead in self._program:
             if observer is None:
-                slots[output] = forward(*[slots[i] for i in arguments], **attributes)
+                slots[output] = forward(*read(slots), **attributes)
             else:
                 started = time.perf_counter_ns()
-                slots[output] = value = forward(*[slots[i] for i in arguments], **attributes)
+                slots[output] = value = forward(*read(slots), **attributes)
                 observer(node, value, time.perf_counter_ns() - started)
             for i in dead:
                 slots[i] = None
@@ -111,6 +110,14 @@ class NumpyExecutable:
         for value, reader in last.items():
             dead[reader].append(self._slots[value])
         return dead
+
+
+def _reader(places: list[int]) -> Callable[[list[Array | None]], tuple[Array | None, ...]]:
+    """Return a function that reads these slots into a tuple; an itemgetter of one place would return it bare."""
+    if len(places) == 1:
+        (place,) = places
+        return lambda slots: (slots[place],)
+    return itemgetter(*places)
 
 
 def intermediate_values(graph: Graph, names: set[str], *inputs: Array) -> dict[str, Array]:

@@ -24,7 +24,7 @@ class StateSession:
 
     def __init__(self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None) -> None:
         check_limits(graph, batch, max_length)
-        self._state = fresh_state(graph, batch, max_length) if state is None else state
+        self._state = zero_state(graph, batch, max_length) if state is None else state
         self._max_length = max_length
         self._batch = batch
         self._run = run
@@ -81,8 +81,8 @@ class StateSession:
         return logits
 
 
-def fresh_state(graph: Graph, batch: int, max_length: int) -> dict[str, Array]:
-    """Return the graph's state as its specs say, zeros."""
+def zero_state(graph: Graph, batch: int, max_length: int) -> dict[str, Array]:
+    """Return the state of ``batch`` rows that hold nothing yet, with room for ``max_length`` tokens each."""
     dims = {"N": batch, "L": max_length}
     specs = {state.name: state.spec.bound(dims) for state in graph.state}
     return {name: np.zeros(tuple(map(int, spec.shape)), spec.dtype) for name, spec in specs.items()}

@@ -5,7 +5,7 @@ The walks are loops over the topological order, so time is linear in the number 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,7 @@ def backward(graph: Graph, values: Mapping[str, Array], d_output: Array) -> dict
     """
     grads: dict[str, Array] = {graph.outputs[0]: d_output}
     parameters = graph.parameters()
+    wanted = _values_behind(graph, parameters)
     found: dict[str, Array] = {}
     for node in reversed(graph.nodes):
         grad = grads.pop(node.output, None)  # a value is complete once its own node is reached
@@ -89,11 +90,23 @@ def backward(graph: Graph, values: Mapping[str, Array], d_output: Array) -> dict
         if vjp is None:
             raise GraphError(f"node {node.output!r}: {node.op} has no gradient")
         feeds = [values[name] if name else None for name in node.inputs]
-        for name, d_input in zip(node.inputs, vjp(grad, values[node.output], *feeds, **node.attributes), strict=True):
-            if d_input is None or not name:
-                continue
+        attributes = dict(node.attributes)
+        if node.definition.skips_input_gradient:
+            attributes["input_gradient"] = node.inputs[0] in wanted
+        for name, d_input in zip(node.inputs, vjp(grad, values[node.output], *feeds, **attributes), strict=True):
             weight, _ = split_name(name)
+            if d_input is None or not (weight in parameters or name in wanted):
+                continue
             target, key = (found, weight) if weight in parameters else (grads, name)
             target[key] = target[key] + d_input if key in target else d_input
     unreached = parameters.keys() - found.keys()
     return found | {name: np.zeros(parameters[name].values.shape, d_output.dtype) for name in unreached}
+
+
+def _values_behind(graph: Graph, parameters: Container[str]) -> set[str]:
+    """Return the values that depend on a parameter: the others (the data, flattened or quantized) need no gradient."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        if any(name in found or split_name(name)[0] in parameters for name in node.inputs):
+            found.add(node.output)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[Any]
 Slots = dict[str, Array]
+_BLOCK = 16_384  # numbers; the arrays of an update of so many stay in the CPU's second cache from one line to the next
 
 
 class Optimizer(Protocol):
@@ -58,18 +60,34 @@ class Adam:
         return {"m": np.zeros_like(weight), "v": np.zeros_like(weight)}
 
     def update(self, weight: Array, grad: Array, slots: Slots, lr: float, step: int) -> None:
+        for rows in _blocks(weight):
+            self._update(weight[rows], grad[rows], slots["m"][rows], slots["v"][rows], lr, step)
+
+    def _update(self, weight: Array, grad: Array, m: Array, v: Array, lr: float, step: int) -> None:
         if self.weight_decay and self.decoupled:
             weight *= 1 - lr * self.weight_decay
         elif self.weight_decay:
             grad = grad + self.weight_decay * weight
-        m, v = slots["m"], slots["v"]
         m *= self.beta1
         m += (1 - self.beta1) * grad
         v *= self.beta2
-        v += (1 - self.beta2) * (grad * grad)
-        m_hat = m / (1 - self.beta1**step)
-        v_hat = v / (1 - self.beta2**step)
-        weight -= lr * m_hat / (np.sqrt(v_hat) + self.eps)
+        square = grad * grad
+        square *= 1 - self.beta2
+        v += square
+        root = np.divide(v, 1 - self.beta2**step, out=square)  # v_hat
+        np.sqrt(root, out=root)
+        root += self.eps
+        move = m / (1 - self.beta1**step)  # m_hat
+        move *= lr
+        move /= root
+        weight -= move
+
+
+def _blocks(weight: Array) -> Iterator[slice]:
+    """Yield slices of the first axis that hold about `_BLOCK` numbers."""
+    rows = max(1, _BLOCK * len(weight) // max(1, weight.size))
+    for start in range(0, len(weight), rows):
+        yield slice(start, start + rows)
 
 
 def clip_by_global_norm(grads: dict[str, Array], limit: float) -> float:

@@ -58,6 +58,10 @@ MISTAKES = [
     (["compare", "nowhere", "neither"], "nowhere"),
     (["train", "model=mlp", "train.lr=0"], "expected a number > 0"),
     (["train", "model=mlp", "save=weights.bin"], ".safetensors"),
+    (["export", "model=mlp", "save=model.bin"], ".onnx"),
+    (["export", "model=mlp", "safe=model.onnx"], "no such setting"),
+    (["export", "model=mlp", "passes=[kv_cache]"], "no attention"),
+    (["export", "-m", "model=mlp,cnn"], "without -m"),
 ]
 
 
@@ -107,7 +111,8 @@ def test_help_and_misspellings_import_nothing_heavy(arguments, tmp_path):
     """What makes them fast, told without a clock."""
     code = (
         "import sys; from mlperf_opt import cli; status = cli.main(sys.argv[1:]);"
-        "heavy = {'numpy', 'hydra', 'pandas', 'rich', 'omegaconf'} & set(sys.modules); print(status, sorted(heavy))"
+        "heavy = {'numpy', 'hydra', 'pandas', 'rich', 'omegaconf', 'onnx', 'onnxruntime', 'numba'} & set(sys.modules);"
+        "print(status, sorted(heavy))"
     )
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]
@@ -118,7 +123,18 @@ def test_help_and_misspellings_import_nothing_heavy(arguments, tmp_path):
 def test_help_names_every_pass_and_command(tmp_path):
     result = run(["--help"], tmp_path)
     assert result.returncode == 0
-    for word in ("profile", "quant", "prune", "finetune", "kv_cache", "olympics", "train", "compare", "transformer"):
+    for word in (
+        "profile",
+        "quant",
+        "prune",
+        "finetune",
+        "kv_cache",
+        "olympics",
+        "train",
+        "export",
+        "compare",
+        "transformer",
+    ):
         assert word in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 100
 

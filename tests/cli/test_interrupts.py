@@ -43,6 +43,20 @@ def test_a_run_keeps_its_finished_steps(tmp_path):
     assert not leftovers(tmp_path)
 
 
+def test_a_sweep_keeps_its_finished_jobs(tmp_path):
+    summary = tmp_path / "sweep" / "summary.csv"
+    words = command("-m", "seed=1,2", "passes=[prune]", "hydra.sweep.dir=sweep", "measure.seconds=0.5")
+    status, err = interrupted_when(tmp_path, words, summary.exists)
+    assert status == 130
+    assert err == "interrupted: finished steps are on disk\n"
+    rows = pd.read_csv(summary)
+    assert rows["override.seed"].tolist() == [1] and rows["status"].tolist() == ["VALID"]
+    assert len(pd.read_csv(tmp_path / "sweep" / "0" / "metrics.csv")) == 2
+    assert not leftovers(tmp_path)
+    # Hydra's notes name places of this machine
+    assert not (tmp_path / "sweep" / "multirun.yaml").exists()
+
+
 def test_training_resumes_to_the_same_weights(tmp_path):
     """A checkpoint after each epoch instead of each few seconds, or the test would take long."""
     settings = ["model=mlp", "train.epochs=300"]

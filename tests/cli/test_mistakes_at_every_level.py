@@ -26,6 +26,9 @@ MISTAKES = {
     "passes={quant,prune}": "expected 'passes=[a,b]'",
     "passes=[[quant]]": "expected 'passes=[a,b]'",
     "passes=[../model/cnn]": "no such pass '../model/cnn'",
+    "passes=quant+": "a name is missing beside a comma",
+    "passes=[,]": "a name is missing beside a comma",
+    "passes=[quant,,prune]": "a name is missing beside a comma",
     "passes=quant,prune": "several lists are a sweep, add -m",
     "passes=[quant],[prune]": "several lists are a sweep, add -m",
     "passes=quant+quant": "'quant' stands twice",
@@ -91,7 +94,10 @@ MISTAKES = {
     "data.root=5": "expected a text",
     "runtime.threads=0": "expected a whole number >= 1",
     "runtime.threads=x": "expected a whole number",
+    "runtime.threads=1000000": "the cores of this machine",
+    "model.sizes=[64,1000000000,10]": "not enough memory: ",
     "measure.batch=0": "expected a whole number >= 1",
+    "measure.batch=598": "expected at most 597, the test samples of data=digits",
     "measure.seconds=0": "more than 0",
     "measure.max_drop=2": "expected 0 to 1",
     # words that are no settings
@@ -107,13 +113,16 @@ MISTAKES = {
     "seed=1 train": "is neither a command nor a setting",
     "--multi": "did you mean '--multirun'",
     "--cfg": "needs a value",
+    "--cfg=": "needs a value",
     "--cfg hydra": "expected --cfg job",
     "--cfg job seed=-1": "expected a whole number",
     "--cfg job modle=x": "did you mean 'model'",
     "--config-dir": "needs a value",
+    "--config-dir=": "needs a value",
     "--config-dir nowhere": "no such folder",
     "--config-dir=nowhere": "no such folder",
     "help nope": "no such topic",
+    "help transfomer": "did you mean 'transformer'",
     "help prune quant": "expected one topic",
     # sweeps: refused whole, before the first folder
     "seed=1,2": "several values are a sweep, add -m",
@@ -125,15 +134,41 @@ MISTAKES = {
     "-m seed=range(": "can't be read",
     "-m model=mlp,foo": "no such model",
     "-m model=mlp,transformer passes=[quant],[kv_cache]": "job model=mlp passes=[kv_cache]",
-    "-m passes.prune.sparsity=0.5 hydra.sweep.dirr=x": "hydra.sweep.dirr: no such setting of Hydra",
-    # Hydra's own settings
-    "hydra.run.dirr=x": "hydra.run.dirr: no such setting of Hydra",
+    # Hydra's own settings: a few may be changed, and those only to what makes sense
+    "hydra=null": "of Hydra's own settings only hydra.run.dir,",
+    "hydra=": "hydra: of Hydra's own settings only",
+    "hydra={}": "hydra: of Hydra's own settings only",
+    "+hydra=x": "+hydra: of Hydra's own settings only",
+    "++hydra=x": "++hydra: of Hydra's own settings only",
+    "~hydra": "~hydra: of Hydra's own settings only",
+    "~hydra.run.dir": "~hydra.run.dir: of Hydra's own settings only",
+    "hydra.run=null": "hydra.run: of Hydra's own settings only",
+    "hydra.run.dirr=x": "hydra.run.dirr: of Hydra's own settings only",
+    "-m hydra.sweep.dirr=x": "hydra.sweep.dirr: of Hydra's own settings only",
+    "hydra.mode=foo": "hydra.mode: of Hydra's own settings only",
+    "hydra.verbose=true": "hydra.verbose: of Hydra's own settings only",
+    "hydra.job.chdir=true": "hydra.job.chdir: of Hydra's own settings only",
+    "hydra.job_logging.version=null": "hydra.job_logging.version: of Hydra's own settings only",
+    "hydra.searchpath=[pkg://x]": "hydra.searchpath: of Hydra's own settings only",
+    "hydra.callbacks.a._target_=x": "hydra.callbacks.a._target_: of Hydra's own settings only",
+    "hydra.launcher._target_=x": "hydra.launcher._target_: of Hydra's own settings only",
+    "data@hydra.run=digits": "data@hydra.run: of Hydra's own settings only",
+    "hydra.run.dir=": "hydra.run.dir=: expected a folder",
+    "hydra.run.dir=''": "expected a folder",
+    "hydra.run.dir=null": "expected a folder",
+    "hydra.run.dir=[a]": "expected a folder",
+    "hydra.run.dir=${foo}": "expected a folder",
+    "-m hydra.sweep.dir=${now:%Y}": "expected a folder",
+    "-m hydra.sweep.dir=a,b": "expected a folder",
+    "hydra.sweep.dir=x": "the folder of one run is hydra.run.dir",
+    "-m hydra.run.dir=x": "the folder of a sweep is hydra.sweep.dir",
+    "hydra/launcher=null": "expected the name of a plugin",
+    "hydra/launcher=": "expected the name of a plugin",
     "hydra/launcher=jobli": "no such hydra/launcher",
-    "hydra=null": "must be a string",
     "-m hydra/sweeper=basic seed=-1": "expected a whole number",
     "-m hydra/sweeper=other seed=1,2": "no such hydra/sweeper",
-    "hydra.mode=foo": "hydra.mode",
-    "hydra.run.dir=${foo}": "foo",
+    "-m hydra.sweeper.max_batch_size=0 seed=1": "chosen by hydra/sweeper=NAME",
+    "-m +hydra.launcher.n_jobs=2": "chosen by hydra/launcher=NAME",
     # the other commands
     "train -m model=mlp,cnn": "without -m",
     "train model=foo": "no such model",
@@ -145,6 +180,8 @@ MISTAKES = {
     "train ~train": "train=None: expected keys and values",
     "train ~data": "data=None: expected keys and values",
     "train save=5": "save=5: expected a path",
+    "train save=": "save=: expected a path",
+    "train hydra.run.dir=x": "chosen by save=PATH",
     "train save=x.txt": "ends in .safetensors",
     "train data=mnist": "MLPERF_OPT_DATA",
     "train model=mlp data=reverse": "but data=reverse gives",
@@ -163,9 +200,32 @@ def test_a_mistake_is_one_line_and_leaves_nothing(line, assert_refused):
     assert_refused(words, MISTAKES[line])
 
 
+LONG = "a" * 5000
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "words",
+    [
+        *([LONG], [f"{LONG}=1"], [f"model={LONG}"], [f"passes=[{LONG}]"], [f"passes.{LONG}=1"], [f"seed={LONG}"]),
+        *([f"hydra.run.dir={LONG}"], ["-m", f"hydra.sweep.dir={LONG}"], [f"model.weights={LONG}"], ["help", LONG]),
+        *([f"--config-dir={LONG}"], ["compare", LONG, "b"], ["train", f"save={LONG}.safetensors"]),
+    ],
+    ids=lambda words: " ".join(words).replace(LONG, "LONG"),
+)
+def test_a_word_of_thousands_of_letters_is_shortened(words, assert_refused, say):
+    assert_refused(words, "..." + "a" * 20)
+    assert len(say(*words).err) < 500
+
+
 @pytest.mark.integration
 def test_the_first_word_decides_what_is_explained(say):
     assert "magnitude pruning" in say("help", "prune").out
+    for word, text in (("train", "warmup: share of all steps"), ("cnn", "channels: [4, 8]"), ("olympics", "from: baseline")):
+        assert text in say("help", word).out
+    for word in ("mlp", "digits", "numpy", "thorough", "none", "optimize"):
+        answer = say("help", word)
+        assert answer.status == 0 and word in answer.out.splitlines()[0]
     assert say("help", "train").out == say("train", "--help").out
     assert say("help", "compare").out == say("compare", "a", "b", "--help").out
     assert "quality_delta<-0.01" in say("help", "compare").out

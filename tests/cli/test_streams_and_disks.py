@@ -1,5 +1,6 @@
 """What a process meets: closed pipes, disks that are full or read-only, narrow terminals, words that are no text."""
 
+import ctypes
 import errno
 import os
 import resource
@@ -165,4 +166,40 @@ def test_bytes_that_are_no_text_are_one_line(words, tmp_path):
     assert result.returncode == 2 and result.stdout == b""
     assert result.stderr.startswith(b"error: ") and result.stderr.count(b"\n") == 1
     assert b"\\udcff" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+LIBC = ctypes.CDLL(None)
+
+
+def bound_by_permissions():
+    """Root may read and write everything; without these two rights it is bound by the owner's permissions like anybody."""
+    bounding_set_drop, dac_override, dac_read_search = 24, 1, 2  # of prctl(2) and capabilities(7)
+    for right in (dac_override, dac_read_search):
+        LIBC.prctl(bounding_set_drop, right, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("own.safetensors", ["model.weights=own.safetensors"]),
+        ("own/pipelines/mine.yaml", ["--config-dir", "own", "pipeline=mine"]),
+        ("m/metrics.csv", ["compare", "m", "m"]),
+        ("mnist/train-images-idx3-ubyte", ["data=mnist", "data.root=."]),
+    ],
+)
+def test_a_file_without_permission_is_one_line_and_nothing_is_written(name, words, tmp_path):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("passes: {}")
+    path.chmod(0)
+    before = sorted(tmp_path.rglob("*"))
+    assert_one_line(run(tmp_path, *words, preexec_fn=bound_by_permissions), 2, f"{name}: Permission denied")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_without_permission_is_one_line(tmp_path):
+    tmp_path.chmod(0o555)
+    for words in (["passes=[]", *FAST], ["-m", "seed=1,2", *FAST], ["train", "train.epochs=1"]):
+        assert_one_line(run(tmp_path, *words, preexec_fn=bound_by_permissions), 2, "Permission denied")
     assert list(tmp_path.iterdir()) == []

@@ -19,10 +19,18 @@ from mlperf_opt.runtimes import RUNTIMES
 from mlperf_opt.settings import build_settings
 from mlperf_opt.training import TrainSettings
 
+pytestmark = pytest.mark.integration
+
 CONF, PIPELINES = resource_dir("conf"), resource_dir("pipelines")
 SHIPPED = sorted([*CONF.rglob("*.yaml"), *PIPELINES.rglob("*.yaml")])
 OPTIONS = {path for path in SHIPPED if path.parent != CONF}
-PARAMETERS = {"mlp": 2410, "cnn": 666, "transformer": 27739}
+PARAMETERS = {
+    "mlp": 2410,
+    "cnn": 666,
+    "transformer": 27739,
+    "lenet300": (784 * 300 + 300) + (300 * 100 + 100) + (100 * 10 + 10),
+    "lenet5": (20 * 1 * 25 + 20) + (50 * 20 * 25 + 50) + (50 * 4 * 4 * 500 + 500) + (500 * 10 + 10),
+}
 FORBIDDEN = {
     "code": r"_target_|_recursive_|!!python",
     "the environment": r"\$\{oc",
@@ -134,13 +142,26 @@ def test_every_model_composes_and_builds(name):
     count = sum(weight.values.size for weight in graph.parameters().values())
     assert count == PARAMETERS.get(name, count) and count > 0
     assert [step.pass_name for step in config.steps] == ["quant", "prune"]
-    assert config.data.name == ("reverse" if "T" in next(iter(graph.inputs.values())).shape else config.data.name)
+    assert config.data.name == {"transformer": "reverse", "lenet300": "mnist", "lenet5": "mnist"}.get(name, "digits")
+
+
+def test_the_lenets_have_their_published_sizes():
+    assert (PARAMETERS["lenet300"], PARAMETERS["lenet5"]) == (266_610, 431_080)
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
-def test_every_shipped_model_has_weights_that_fit(name):
-    graph, data = load(build_config(compose(MAIN, [f"model={name}"], None)))
+def test_every_shipped_model_has_weights(name):
+    graph = build_config(compose(MAIN, [f"model={name}"], None)).model.trained()
     assert all(weight.values.dtype == np.float32 for weight in graph.parameters().values())
+    assert f"{PARAMETERS[name]:,} parameters" in (resource_dir("models") / name / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", sorted(PARAMETERS))
+def test_every_shipped_model_fits_its_data(name, request):
+    config = build_config(compose(MAIN, [f"model={name}"], None))
+    if config.data.name == "mnist":
+        request.getfixturevalue("mnist_root")
+    _, data = load(config)
     assert len(data.test) > 500
 
 

@@ -6,9 +6,13 @@ from dataclasses import dataclass, field
 import numpy as np
 import pytest
 
+from mlperf_opt.graph import Graph, Node, Weight
 from mlperf_opt.ops import OPS, Spec
+from mlperf_opt.ops.onnx_form import OUT, OnnxNode
+from mlperf_opt.runtimes import ONNX
 
 _RNG = np.random.default_rng(7)
+NO_ONNX = set()  # every op has an ONNX form
 NO_GRADIENT = {"cache_write", "cached_attention", "advance", "row_scale", "row_zero"}
 STRAIGHT_THROUGH = {"quantize", "dequantize", "qlinear", "qconv2d", "qembedding"}
 # The arguments that carry the batch on their first axis.
@@ -174,6 +178,10 @@ def test_the_table_covers_exactly_the_ops():
     assert all(name == op.name for name, op in OPS.items())
 
 
+def test_ops_without_an_onnx_form_are_the_declared_ones():
+    assert {name for name, op in OPS.items() if op.onnx is None} == NO_ONNX
+
+
 def test_ops_without_gradient_are_the_declared_ones():
     assert {name for name, op in OPS.items() if op.vjp is None} == NO_GRADIENT
     assert {name for name, op in OPS.items() if op.in_place} == {"cache_write"}
@@ -185,8 +193,6 @@ def test_declared_fields_fit_the_arguments(op):
     assert set(op.parameters) <= names
     assert {op.matrix, op.in_place} <= names | {None}
     assert op.matrix is None or op.matrix in op.parameters
-    assert isinstance(op.onnx, str) and op.onnx
-    assert op.onnx.startswith("QDQ:") == (op.name in {"qlinear", "qconv2d", "qembedding", "row_scale", "row_zero"})
 
 
 def _spec(array, name, batch):
@@ -299,6 +305,42 @@ def test_gradient_of_a_quantized_product_is_that_of_its_float_counterpart(exampl
     assert [found[i] for i in (1, 2, 4, 6, 7)] == [None] * 5
 
 
+@each_example
+def test_the_order_in_memory_does_not_matter(example):
+    """Shapes are what counts: conv2d returns its output with the batch last in memory; what follows must not care."""
+    op = OPS[example.op]
+    usual = [None if a is None else np.array(a) for a in example.arrays]
+    turned = [None if a is None else np.array(a, order="F") for a in example.arrays]
+    out = op.forward(*usual, **example.attributes).copy()
+    found = op.forward(*turned, **example.attributes)
+    np.testing.assert_allclose(found, out, rtol=1e-5, atol=1e-6)
+    if op.vjp is None:
+        return
+    cotangent = np.random.default_rng(3).normal(size=out.shape).astype(np.float32)
+    expected = op.vjp(cotangent, out, *usual, **example.attributes)
+    gradients = op.vjp(np.array(cotangent, order="F"), np.array(out, order="F"), *turned, **example.attributes)
+    for one, other in zip(gradients, expected, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_products_can_leave_out_the_gradient_of_their_input():
+    assert {name for name, op in OPS.items() if op.skips_input_gradient} == {"linear", "conv2d", "qlinear", "qconv2d"}
+
+
+@pytest.mark.parametrize("example", [e for e in EXAMPLES if OPS[e.op].skips_input_gradient], ids=str)
+def test_leaving_out_the_gradient_of_the_input_changes_no_other(example):
+    op, arrays = OPS[example.op], _frozen(example)
+    out = op.forward(*arrays, **example.attributes)
+    cotangent = np.random.default_rng(3).normal(size=out.shape).astype(np.float32)
+    first, *expected = op.vjp(cotangent, out, *arrays, **example.attributes)
+    none, *others = op.vjp(cotangent, out, *arrays, **example.attributes, input_gradient=False)
+    assert first is not None and none is None
+    for one, other in zip(others, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("example", [e for e in EXAMPLES if e.op in ("quantize", "dequantize")], ids=str)
 def test_gradient_of_a_grid_op_is_the_identity_where_it_does_not_saturate(example):
     op, (x, scale, zero) = OPS[example.op], example.arrays
@@ -357,3 +399,49 @@ def test_cost_is_an_independent_count(example):
     specs = [_spec(a, name, None) for name, a in zip(example.names, example.arrays, strict=True)]
     cost = op.cost(Spec(out.shape, str(out.dtype)), *specs, **example.attributes)
     assert (cost.macs, cost.bytes) == (_count_macs(example, out), _count_bytes(example, out))
+
+
+def _single(example, batch):
+    """A graph of the one op: what carries the batch is an input, the rest are weights."""
+    inputs, weights, names = {}, {}, []
+    for name, array in zip(example.names, example.arrays, strict=True):
+        if array is None:
+            names.append("")
+        elif array.ndim and (name in BATCHED or (name == "scale" and array.ndim > 1)):
+            inputs[name] = _spec(array, name, batch)
+            names.append(name)
+        else:
+            weights[name] = Weight(array)
+            names.append(f"{name}:codes" if array.dtype.kind in "iu" else name)
+    return Graph("single", (Node(example.op, tuple(names), "value", example.attributes),), weights, inputs, ("value",))
+
+
+@each_example
+@pytest.mark.parametrize("batch", [None, "N"])
+def test_onnx_form_computes_the_same(example, batch):
+    """In onnxruntime: codes, and whatever is made of integers, bit for bit; floats up to the order of a sum."""
+    graph = _single(example, batch)
+    given = dict(zip(example.names, example.arrays, strict=True))
+    expected = OPS[example.op].forward(*_frozen(example), **example.attributes)
+    found = ONNX.prepare(graph)(*(given[name] for name in graph.inputs))
+    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+    if expected.dtype.kind == "f":
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+@each_example
+def test_onnx_form_is_data_that_is_whole(example):
+    """Every name is an argument that is there, or made before it is read; the last operator makes the value."""
+    specs = [_spec(a, name, None) for name, a in zip(example.names, example.arrays, strict=True)]
+    form = OPS[example.op].onnx(*specs, **example.attributes)
+    known = {name for name, array in zip(example.names, example.arrays, strict=True) if array is not None}
+    for step in form:
+        assert isinstance(step, OnnxNode)
+        for source in step.inputs:
+            assert isinstance(source, np.ndarray) or source.removesuffix(".T") in known
+        assert step.output not in known
+        known.add(step.output)
+        assert all(isinstance(value, int | float | str | list) for value in step.attributes.values())
+    assert form[-1].output == OUT

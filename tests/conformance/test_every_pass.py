@@ -18,6 +18,8 @@ from mlperf_opt.passes import PASSES, PassContext
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runtimes import NUMPY, complete, stepwise
 
+pytestmark = pytest.mark.integration
+
 MODELS = {"mlp": "digits", "cnn": "digits", "transformer": "reverse"}
 NEEDS_ATTENTION = {"kv_cache"}
 # the shipped defaults first: the declared tolerance is promised for them
@@ -39,9 +41,10 @@ SETTINGS = {
     "finetune": [{"epochs": 2}, {"epochs": 1, "optimizer": "sgd", "lr": 0.01}, {"epochs": 1, "l1": 0.001, "batch": 64}],
     "kv_cache": [{}],
     "fuse": [{}],
+    "export": [{}],
 }
 LAST = {"mlp": "fc2", "cnn": "fc1", "transformer": "logits"}
-IDENTITY = [("prune", {"sparsity": 0.0}), ("finetune", {"epochs": 0}), ("profile", {})]
+IDENTITY = [("prune", {"sparsity": 0.0}), ("finetune", {"epochs": 0}), ("profile", {}), ("export", {})]
 # (earlier, later): the only orders that are refused
 REFUSED = {("quant", "quant"), ("kv_cache", "quant"), ("kv_cache", "finetune"), ("kv_cache", "kv_cache")}
 

@@ -14,6 +14,8 @@ from mlperf_opt.passes import PassContext
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runtimes import NUMPY, RUNTIMES, complete, greedy, intermediate_values, stepwise
 
+pytestmark = pytest.mark.integration
+
 MODELS = {"mlp": "digits", "cnn": "digits", "transformer": "reverse"}
 BEFORE = {
     "none": {},

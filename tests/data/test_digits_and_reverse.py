@@ -62,7 +62,7 @@ def test_digits_are_disjoint():
 
 
 def test_digits_look_like_their_labels():
-    """The mean image of each class (of the training split) names most of the test images: labels belong to images."""
+    """The mean training image of each class names most of the test images: labels and images belong together."""
     train, _, test = _splits("digits")
     means = np.stack([train.inputs[train.targets == digit].mean(axis=0) for digit in range(10)])
     distances = np.square(test.inputs[:, None] - means[None]).sum(axis=(2, 3, 4))

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlperf_opt.data import idx, load_data
+from mlperf_opt.data import DATASETS, idx, load_data
 from mlperf_opt.data.idx import MNIST_SHA256, load_idx, parse_idx
 from mlperf_opt.errors import DataError
 
@@ -117,6 +117,17 @@ def test_the_environment_names_the_folder_and_the_setting_wins(tmp_path, monkeyp
         load_idx("small", str(tmp_path / "elsewhere"))
 
 
+def test_data_once_loaded_is_not_found_in_another_environment(tmp_path, monkeypatch):
+    """The data are kept by the folder that they came from, not by "whatever the environment said then"."""
+    monkeypatch.setitem(DATASETS, "small", lambda root: load_idx("small", root))
+    _folder(tmp_path)
+    monkeypatch.setenv("MLPERF_OPT_DATA", str(tmp_path))
+    assert load_data("small") is load_data("small", str(tmp_path))
+    monkeypatch.delenv("MLPERF_OPT_DATA")
+    with pytest.raises(DataError, match="data=small needs a folder"):
+        load_data("small")
+
+
 @pytest.mark.parametrize("value", [None, ""])
 def test_no_folder_given(value, monkeypatch):
     monkeypatch.delenv("MLPERF_OPT_DATA", raising=False)
@@ -124,6 +135,8 @@ def test_no_folder_given(value, monkeypatch):
         monkeypatch.setenv("MLPERF_OPT_DATA", value)
     with pytest.raises(DataError, match=r"data=small needs a folder .* set data\.root=FOLDER or MLPERF_OPT_DATA"):
         load_idx("small", None)
+    with pytest.raises(DataError, match=r"data=mnist needs a folder .*\(its four files: https://.*/mnist/\)"):
+        load_idx("mnist", None)
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -134,8 +147,9 @@ def test_a_missing_mnist_file_names_its_folder_and_checksum(file, tmp_path, monk
         monkeypatch.setitem(MNIST_SHA256, name, hashlib.sha256((folder / name).read_bytes()).hexdigest())
     (folder / file).unlink()
     with pytest.raises(DataError, match=f"{file}.* is missing") as caught:
-        load_data.__wrapped__("mnist", str(tmp_path))
+        load_idx("mnist", str(tmp_path))
     assert str(folder) in str(caught.value) and MNIST_SHA256[file] in str(caught.value)
+    assert f"fetch {idx.MNIST_SOURCE}{file}.gz into" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -143,7 +157,7 @@ def test_mnist_with_the_right_checksums_is_read(tmp_path, monkeypatch):
     folder = _folder(tmp_path, "mnist", packed=FILES[:2])
     for name, array in zip(FILES, _arrays(), strict=True):
         monkeypatch.setitem(MNIST_SHA256, name, hashlib.sha256(_idx(array)).hexdigest())
-    assert len(load_data.__wrapped__("mnist", str(tmp_path)).train) == 3 and folder.exists()
+    assert len(load_idx("mnist", str(tmp_path)).train) == 3 and folder.exists()
 
 
 @pytest.mark.parametrize("packed", [(), FILES])
@@ -164,9 +178,8 @@ def test_a_damaged_gzip_file_is_refused(damage, tmp_path):
     path = folder / f"{FILES[0]}.gz"
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0xFF
-    path.write_bytes(
-        {"cut": path.read_bytes()[:-20], "empty": b"", "no gzip": b"plain text", "flipped": bytes(data)}[damage]
-    )
+    damaged = {"cut": path.read_bytes()[:-20], "empty": b"", "no gzip": b"plain text", "flipped": bytes(data)}
+    path.write_bytes(damaged[damage])
     with pytest.raises(DataError, match=rf"{FILES[0]}\.gz"):
         load_idx("small", str(tmp_path))
 

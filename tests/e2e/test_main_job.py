@@ -11,6 +11,7 @@ import pytest
 from mlperf_opt import cli
 from mlperf_opt.artifacts import load_graph
 from mlperf_opt.data import load_data
+from mlperf_opt.onnx_export import export
 from mlperf_opt.records import columns
 from mlperf_opt.runtimes import NUMPY
 
@@ -101,6 +102,21 @@ def test_a_cached_transformer_leaves_quality_as_it_is(tmp_path, monkeypatch):
     # two layers, keys and values, 16 places, width 32, float32; and one int64 position
     assert rows["state_bytes"][2] == 2 * 2 * 16 * 32 * 4 + 8
     assert (rows["token_us"] > 0).all() and (rows["prefill_us"] > 0).all()
+
+
+def test_an_export_leaves_the_onnx_file_beside_the_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["model=cnn", "passes=[quant,export]", "runtime=onnx", "hydra.run.dir=run", FAST]) == 0
+    folder = tmp_path / "run"
+    assert sorted(p.name for p in folder.glob("02-*")) == ["02-export.onnx", "02-export.safetensors"]
+    content = (folder / "02-export.onnx").read_bytes()
+    assert content == export(load_graph(folder / "01-quant.safetensors"))
+    table, exported = pd.read_csv(folder / "metrics.csv"), pd.read_csv(folder / "export.csv")
+    assert (table["status"] == "VALID").all() and (table["runtime"] == "onnx").all()
+    assert table["peak_activation_bytes"].isna().all(), "onnxruntime's memory can't be seen"
+    assert exported["sha256"].tolist() == [hashlib.sha256(content).hexdigest()]
+    assert exported["file_bytes"].tolist() == [len(content)]
+    assert "200 of 200 predictions equal" in capsys.readouterr().out
 
 
 def test_the_milestone_as_one_command(tmp_path, monkeypatch, capsys):

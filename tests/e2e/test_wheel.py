@@ -84,3 +84,25 @@ def test_the_main_job_runs_beside_foreign_folders(site, tmp_path):
     result = subprocess.run(command, cwd=work, capture_output=True, text=True, timeout=120, check=False)
     assert result.returncode == 0, result.stderr
     assert len(list(work.glob("outputs/*/*/02-prune.safetensors"))) == 1
+
+
+def test_everything_that_reads_a_folder_of_the_package_finds_it(site, tmp_path):
+    """Each command once, in one process: recipes, models, pipelines and pages of help come out of the wheel."""
+    fast = ["measure.seconds=0.02"]
+    lines = [
+        ["--help"],
+        *(["help", topic] for topic in ("prune", "train", "cnn", "olympics", "compare")),
+        ["train", "model=mlp", "train.epochs=2", "save=own/weights.safetensors"],
+        ["model.weights=own/weights.safetensors", "pipeline=olympics", "passes.finetune.epochs=1", "hydra.run.dir=a", *fast],
+        ["model=transformer", "passes=[profile,quant,kv_cache]", "hydra.run.dir=b", *fast],
+        ["-m", "model=mlp,cnn", "passes=[prune]", "hydra.sweep.dir=c", *fast],
+        ["compare", "a", "a"],
+        ["compare", "c", "c", "--fail-on", "quality_delta<-0.01"],
+    ]
+    found = f"import sys; sys.path[:0] = [{str(site)!r}]; sys.path.append({sysconfig.get_paths()['purelib']!r})"
+    code = f"{found}; from mlperf_opt import cli; assert cli.__file__.startswith({str(site)!r})"
+    command = [sys.executable, "-P", "-S", "-c", f"{code}; print([cli.main(line) for line in {lines!r}])"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.stderr == "" and result.stdout.splitlines()[-1] == str([0] * len(lines))
+    assert {p.name for p in tmp_path.iterdir()} == {"own", "a", "b", "c"}
+    assert (tmp_path / "c" / "summary.csv").exists() and (tmp_path / "a" / "05-int8.safetensors").exists()

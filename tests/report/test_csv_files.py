@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.records import Record, columns, to_row
 from mlperf_opt.report.csv_files import read_metrics, write_metrics, write_table
-from mlperf_opt.report.files import write_json, write_text
+from mlperf_opt.report.files import write_bytes, write_json, write_text
 
 
 def cells(path):
@@ -98,6 +98,7 @@ def break_the_disk(monkeypatch):
         lambda path, record: write_metrics(path, [record]),
         lambda path, record: write_table(path, [{"a": 1}]),
         lambda path, record: write_text(path, "new"),
+        lambda path, record: write_bytes(path, b"new"),
         lambda path, record: write_json(path, {"new": 1}),
     ],
 )
@@ -139,6 +140,13 @@ def test_json_is_plain_and_refuses_nan(tmp_path):
 def test_a_text_that_is_no_unicode_is_still_written(tmp_path):
     write_text(tmp_path / "a", "x\udcff")
     assert (tmp_path / "a").read_text() == "x\\udcff"
+
+
+def test_lines_and_bytes_are_written_as_they_are(tmp_path):
+    write_text(tmp_path / "a", "one\r\ntwo\n")
+    write_bytes(tmp_path / "b", bytes(range(256)))
+    assert (tmp_path / "a").read_bytes() == b"one\r\ntwo\n"
+    assert (tmp_path / "b").read_bytes() == bytes(range(256))
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mlperf_opt.errors import ConfigError
 from mlperf_opt.records import to_row
-from mlperf_opt.report.compare import METRICS, Delta, compare, compare_grid, fail_on, unmatched
+from mlperf_opt.report.compare import METRICS, Delta, changed_settings, compare, compare_grid, fail_on, unmatched
 
 
 def frame(*records, **extra):
@@ -124,6 +124,36 @@ def test_steps_in_common_are_paired_by_name(make_record):
     assert steps(compare(before, after)) == ["mlp/digits baseline", "mlp/digits prune"]
     assert unmatched(before, after) == ["only on the first side: mlp quant", "only on the second side: mlp fuse"]
     assert unmatched(before, before) == []
+
+
+def test_what_is_left_over_names_its_job(make_record):
+    """Each job on its own: 'mlp quant' of one job is another step than that of the next."""
+    before = pd.concat([frame(make_record("quant"), make_record("prune"), job=job) for job in ("0", "1", "2")])
+    after = frame(make_record("quant"), job="1")
+    assert unmatched(before, after) == [
+        "only on the first side: job 0: mlp quant, prune; job 1: mlp prune; job 2: mlp quant, prune"
+    ]
+
+
+def test_settings_that_changed_are_named(make_record):
+    before = frame(make_record("baseline"), make_record("prune", settings='{"sparsity":0.5,"scope":"global","skip":[]}'))
+    after = frame(make_record("baseline"), make_record("prune", settings='{"sparsity":0.9,"scope":"global","skip":["fc1"]}'))
+    assert changed_settings(before, after) == ["mlp/digits prune: sparsity 0.5 and 0.9, skip [] and ['fc1']"]
+    assert changed_settings(before, before) == []
+    jobs = (pd.concat([frame(make_record("prune", settings=text), job="3")]) for text in ('{"a":1}', '{"b":1}'))
+    assert changed_settings(*jobs) == ["job 3: mlp/digits prune: a 1 and None, b None and 1"]
+
+
+@pytest.mark.parametrize("text", ["no json", "[1]", "3", ""])
+def test_settings_that_are_no_mapping_are_compared_as_they_are(make_record, text):
+    before, after = frame(make_record(settings=text)), frame(make_record(settings='{"a":1}'))
+    assert len(changed_settings(before, after)) == 1 and changed_settings(before, before) == []
+
+
+def test_another_pass_of_the_same_name_has_other_settings_anyway(make_record):
+    before = frame(make_record("step", pass_="prune", settings='{"sparsity":0.5}'))
+    after = frame(make_record("step", pass_="quant", settings='{"dtype":"int8"}'))
+    assert changed_settings(before, after) == []
 
 
 def test_the_last_steps_are_paired_where_no_name_is_in_common(make_record):

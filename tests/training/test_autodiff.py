@@ -45,6 +45,26 @@ def test_gradients_of_whole_networks_are_central_differences(name, rng):
         assert found[weight].dtype == np.float64
 
 
+@pytest.mark.parametrize("name, op", [("mlp", "linear"), ("cnn", "conv2d")])
+def test_no_gradient_is_computed_for_the_data(name, op, monkeypatch, rng):
+    """The first product gives none, the others do; nothing before it (flatten) is asked at all."""
+    asked = []
+
+    def recording(grad, out, *arrays, input_gradient=True, **attributes):
+        asked.append(input_gradient)
+        return plain(grad, out, *arrays, input_gradient=input_gradient, **attributes)
+
+    plain = OPS[op].vjp
+    graph = NETWORKS[name].build(name, rng)
+    monkeypatch.setitem(OPS, op, replace(OPS[op], vjp=recording))
+    if name == "mlp":
+        monkeypatch.setitem(OPS, "flatten", replace(OPS["flatten"], vjp=None))
+    x = rng.standard_normal((2, *NETWORKS[name].image)).astype(np.float32)
+    gradients(graph, arguments(graph, {}), (x,), np.array([0, 1]))
+    count = sum(node.op == op for node in graph.nodes)
+    assert asked == [True] * (count - 1) + [False] and count > 1
+
+
 def _count_calls(monkeypatch, *names):
     """Replace ops by copies that count their forward and vjp calls."""
     calls = {"forward": 0, "vjp": 0}

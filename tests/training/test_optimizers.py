@@ -39,6 +39,24 @@ def test_decoupled_decay_shrinks_the_weight_itself():
     assert moved(Adam(weight_decay=0.5), [0.0]) == pytest.approx(0.9, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "shape, order", [((300, 784), "C"), ((300, 784), "F"), ((40_000,), "C"), ((2, 50_000), "C"), ((0, 3), "C")]
+)
+@pytest.mark.parametrize("optimizer", [Adam(), Adam(weight_decay=0.1), Adam(weight_decay=0.1, decoupled=True)])
+def test_a_large_weight_moves_like_each_of_its_numbers(shape, order, optimizer, rng):
+    """An update goes block by block; none may be left out or moved twice, whatever the order in memory."""
+    weight = np.array(rng.standard_normal(shape), np.float32, order=order)
+    grads = [rng.standard_normal(shape).astype(np.float32) for _ in range(2)]
+    numbers, slots = weight.flatten()[::997], optimizer.init(weight)
+    alone = optimizer.init(numbers)
+    for step, grad in enumerate(grads, start=1):
+        optimizer.update(weight, grad, slots, 0.01, step)
+        optimizer.update(numbers, grad.flatten()[::997], alone, 0.01, step)
+    np.testing.assert_array_equal(weight.flatten()[::997], numbers)
+    for name, slot in slots.items():
+        np.testing.assert_array_equal(slot.flatten()[::997], alone[name])
+
+
 @pytest.mark.parametrize("optimizer", [SGD(), Adam(), Adam(decoupled=True, weight_decay=0.01)])
 def test_each_finds_the_bottom_of_a_parabola(optimizer):
     weight = np.array([4.0, -3.0], np.float32)

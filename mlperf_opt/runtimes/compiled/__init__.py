@@ -7,7 +7,11 @@ kernels/       the machine and its kernels
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
+from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph
+from mlperf_opt.kernels.cache import is_compiled
 from mlperf_opt.runtimes.base import Executable, Runtime, RuntimeOptions
 
 
@@ -17,4 +21,13 @@ def _make(graph: Graph, options: RuntimeOptions) -> Executable:
     return CompiledExecutable(graph, options)
 
 
-COMPILED = Runtime("compiled", _make, requires=("numba",), advice="pip install numba, or runtime=numpy")
+def _require() -> None:
+    if find_spec("numba") is None:
+        raise ConfigError("runtime=compiled needs numba: pip install numba, or choose runtime=numpy")
+
+
+def _notice() -> str:
+    return "" if is_compiled() else "compiling the kernels: once, some 15 seconds"
+
+
+COMPILED = Runtime("compiled", _make, require=_require, notice=_notice)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, POSITION, Graph, fuse_graph
 from mlperf_opt.kernels import machine
-from mlperf_opt.runtimes.base import Observer, RuntimeOptions
+from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions
 from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
@@ -22,10 +22,10 @@ from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
 from mlperf_opt.runtimes.session import Run, StateSession, check_limits
 
 Array = NDArray[Any]
-_CACHE_BYTES = 256 * 1024  # activations of a chunk: they stay in the second-level cache beside weights
-_LEAST_ROWS, _MOST_ROWS = 16, 256
-_NO_PLACES = np.zeros(1, np.int64)
-_NO_PLACES.setflags(write=False)
+# Rows of a chunk: activations of about this size stay in the second-level cache; 96 rows are whole tiles of 12 and of 32.
+_CACHE_BYTES = 768 * 1024
+_LEAST_ROWS, _MOST_ROWS = 16, 288
+_WHOLE_TILES = 96
 
 
 class CompiledExecutable:
@@ -35,14 +35,21 @@ class CompiledExecutable:
         self.graph = graph
         self._fused = fuse_graph(graph).graph  # what runs; `observe` tells of the nodes of the graph as it was given
         self._threads = options.threads
-        self._portable = options.isa == "portable"
+        self._isa: Isa = options.isa
         self._spec = graph.specs[graph.outputs[0]]
         self._timed = "T" in next(iter(graph.inputs.values())).shape
-        self._row = tuple(int(d) for d in self._spec.shape if not isinstance(d, str))  # shape of a row of the output
         self._inputs = [name for name in graph.inputs if name != LENGTHS]
         if len(self._inputs) != 1:
             raise GraphError(f"the compiled runtime takes graphs of one input, {graph.name} has {len(self._inputs)}")
         self._input = graph.inputs[self._inputs[0]]
+        # what a call needs, looked up once
+        self._leading = 2 if self._timed else 1
+        self._dtype, self._axes = np.dtype(self._input.dtype), len(self._input.shape)
+        self._row = self._input.shape[self._leading :]
+        self._out_row = tuple(int(d) for d in self._spec.shape[self._leading :])
+        self._out_dtype = np.dtype(self._spec.dtype)
+        self._out_count = math.prod(self._out_row)
+        self._is_rows = not self._timed and not graph.state and self._spec.dtype == "float32" == self._input.dtype
         self._prepare(self._rows())
 
     @cached_property
@@ -58,10 +65,11 @@ class CompiledExecutable:
             for node in self._fused.nodes
         )
         rows = _CACHE_BYTES // (8 * widest)
-        return int(np.clip(rows // _LEAST_ROWS * _LEAST_ROWS, _LEAST_ROWS, _MOST_ROWS))
+        step = _WHOLE_TILES if rows >= _WHOLE_TILES else _LEAST_ROWS
+        return int(np.clip(rows // step * step, _LEAST_ROWS, _MOST_ROWS))
 
     def _prepare(self, rows: int) -> None:
-        self._program = Program(self._fused, rows, LOWERINGS, portable=self._portable)
+        self._program = Program(self._fused, rows, LOWERINGS, isa=self._isa)
         self._constants = aligned_bytes(self._program.constants.nbytes)
         self._constants[:] = self._program.constants
         self._workers = [Worker(self._program, self._constants) for _ in range(self._threads)]
@@ -72,49 +80,52 @@ class CompiledExecutable:
         return self._threads * self._program.arena.size
 
     def __call__(self, *inputs: Array) -> Array:
-        x = self._check(inputs)
+        # The checks stand here and not in a method: for a small network a call of that costs as much as a layer.
+        if len(inputs) != 1:
+            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
+        (x,) = inputs
+        if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
+            raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
+        if self._is_rows and (self._threads == 1 or len(x) <= self._program.rows):
+            rows = len(x)
+            out = np.empty(rows * self._out_count, np.float32)
+            machine.run(self._first, x.ravel(), out, 0, 0, 0, rows, 1)
+            return out.reshape(rows, *self._out_row)
         if self.graph.state:
             rows, length = x.shape
             check_limits(self.graph, rows, length)
             state = self._state(rows, length)
             return self._bind(rows, length, state)(x, np.full(rows, length, np.int64), state)[0]
-        if not self._timed:
-            out = np.empty((len(x), *self._row), np.float32)
-            if self._threads == 1 or len(x) <= self._program.rows:
-                machine.run(self._first, x.ravel(), out.reshape(-1), _NO_PLACES, _NO_PLACES, 0, len(x), 1)
-                return out
-            return self._spread(x.ravel(), out, len(x), 1)
-        return self._spread(x.ravel().view(np.float32), self._room(x), *x.shape)
+        sequences, time = (x.shape[0], x.shape[1]) if self._timed else (len(x), 1)
+        leading = x.shape[: self._leading]
+        out = np.empty(-(-math.prod(leading) * self._out_count * self._out_dtype.itemsize // 4), np.float32)
+        self._spread(x.ravel().view(np.float32), out, sequences, time)
+        return out.view(self._out_dtype)[: math.prod(leading) * self._out_count].reshape(*leading, *self._out_row)
 
-    def _room(self, x: Array) -> Array:
-        dims = dict(zip(self._input.shape, x.shape, strict=False))
-        shape = self._spec.bound({name: size for name, size in dims.items() if isinstance(name, str)}).shape
-        return np.empty(tuple(map(int, shape)), self._spec.dtype)
-
-    def _spread(self, x: Array, out: Array, sequences: int, time: int) -> Array:
+    def _spread(self, x: Array, out: Array, sequences: int, time: int) -> None:
         """Run whole chunks on all threads; how a batch is cut doesn't depend on their number."""
         if time > self._program.rows:
             self._prepare(padded(time))
-        flat = out.reshape(-1)
         chunk = max(1, self._program.rows // max(time, 1))
         chunks = -(-sequences // chunk)
         share = -(-chunks // self._threads) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
         if len(bounds) <= 1:
-            machine.run(self._first, x, flat, _NO_PLACES, _NO_PLACES, 0, sequences, time)
-            return out
+            machine.run(self._first, x, out, 0, 0, 0, sequences, time)
+            return
         jobs = [
-            self._pool.submit(machine.run, worker.address, x, flat, _NO_PLACES, _NO_PLACES, first, last, time)
+            self._pool.submit(machine.run, worker.address, x, out, 0, 0, first, last, time)
             for worker, (first, last) in zip(self._workers, bounds, strict=False)
         ]
         for job in jobs:
             job.result()
-        return out
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
-        x = np.ascontiguousarray(self._check(inputs))
+        if len(inputs) != 1:
+            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
+        x = np.ascontiguousarray(inputs[0])
         rows = math.prod(x.shape[:2]) if self._timed else len(x)
-        program = Program(self.graph, padded(rows), LOWERINGS, portable=self._portable)
+        program = Program(self.graph, padded(rows), LOWERINGS, isa=self._isa)
         return observe(self.graph, program, self._state(*x.shape[:2]) if self.graph.state else {}, x, observer)
 
     def start(self, batch: int, max_length: int) -> StateSession:
@@ -136,21 +147,15 @@ class CompiledExecutable:
         if length > self._program.rows:
             self._prepare(padded(length))
         worker = Worker(self._program, self._constants, state, length)
-        vocabulary = self._row[-1]
+        vocabulary = self._out_row[-1]
+        here, added = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
+        held, new = here.ctypes.data, added.ctypes.data
 
         def run(tokens: Array, lengths: Array, now: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
             rows, time = tokens.shape
+            here[:], added[:] = now[POSITION], lengths
             out = np.empty((rows, time, vocabulary), np.float32)
-            flat = tokens.ravel().view(np.float32)
-            machine.run(worker.address, flat, out.reshape(-1), lengths, now[POSITION], 0, rows, time)
-            return out, {**now, POSITION: now[POSITION] + lengths}
+            machine.run(worker.address, tokens.ravel().view(np.float32), out.reshape(-1), new, held, 0, rows, time)
+            return out, {**now, POSITION: here + added}
 
         return run
-
-    def _check(self, inputs: tuple[Array, ...]) -> Array:
-        if len(inputs) != 1:
-            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
-        x = inputs[0]
-        if x.dtype != self._input.dtype or x.ndim != len(self._input.shape):
-            raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
-        return x

@@ -92,7 +92,7 @@ def lower_codes(program: Program, node: Node) -> None:
     codes = program.weight(node.argument("weight"))
     x, weight, (image_step, line_step, row_step, lines, pixels, segment_step) = _geometry(program, node, codes)
     columns, segments, k = weight.shape
-    on_tiles = amx.available() and not program.portable and k >= _TILE_FROM
+    on_tiles = amx.available() and program.isa == "auto" and k >= _TILE_FROM
     groups = -(-k // GROUP)
     if on_tiles:
         groups = -(-groups // amx.GROUPS_OF_TILE) * amx.GROUPS_OF_TILE
@@ -120,7 +120,7 @@ def lower_codes(program: Program, node: Node) -> None:
             scale = np.minimum(scale / program.weight(y_scale), _LARGEST)
         y_zero = int(program.weight(node.argument("y_zero")))
     out = _room(program, node, codes)
-    vnni = "avx512vnni" in features() and not program.portable
+    vnni = "avx512vnni" in features() and program.isa != "portable"
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     rows = min(amx.ROWS, pixels or amx.ROWS)
     program.emit(

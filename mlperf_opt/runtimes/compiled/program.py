@@ -13,6 +13,7 @@ from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import Affine, Graph, Node, split_name
 from mlperf_opt.kernels import machine
 from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, OUTPUT, WIDTH, reference
+from mlperf_opt.runtimes.base import Isa
 from mlperf_opt.runtimes.compiled.layout import (
     LINE,
     Arena,
@@ -41,10 +42,10 @@ class Program:
         notes: node name -> what the plan decided about it, in words.
     """
 
-    def __init__(self, graph: Graph, rows: int, lowerings: dict[str, Lower], *, portable: bool) -> None:
+    def __init__(self, graph: Graph, rows: int, lowerings: dict[str, Lower], isa: Isa) -> None:
         self.graph = graph
         self.rows = rows
-        self.portable = portable
+        self.isa = isa
         self.arena = Arena(rows)
         self.values: dict[str, Value] = dict([input_value(graph)])
         self.made: dict[str, Value] = {}

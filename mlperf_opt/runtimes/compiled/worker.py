@@ -59,10 +59,12 @@ class Worker:
         self._job[INPUT_STEP] = math.prod(x.shape) * x.itemsize
         self._job[OUTPUT_STEP] = math.prod(out.shape) * out.itemsize
         self.address = self._job.ctypes.data
+        self._parts: list[tuple[Array, Array]] = []  # kept alive, as above
 
-    def part(self, span: slice) -> Array:
-        """Return the job of a part of the program; it must stay alive while its address is used."""
+    def part(self, span: slice, repeat: int = 1) -> int:
+        """Return the address of a job: a part of the program, ``repeat`` times over."""
+        instructions = np.concatenate([self._instructions[span]] * repeat)
         job = self._job.copy()
-        job[PROGRAM] += span.start * self._instructions.strides[0]
-        job[COUNT] = span.stop - span.start
-        return job
+        job[PROGRAM], job[COUNT] = instructions.ctypes.data, len(instructions)
+        self._parts.append((job, instructions))
+        return job.ctypes.data

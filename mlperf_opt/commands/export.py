@@ -1,0 +1,127 @@
+"""export: apply passes, write the result as an ONNX file, and measure what that file does in onnxruntime."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mlperf_opt.composition import MAIN, compose, expand, lint_folder, register_pipelines, to_yaml
+from mlperf_opt.config import RunConfig, Step, build_config, lineage, load
+from mlperf_opt.data import Dataset
+from mlperf_opt.errors import ConfigError, MlperfOptError
+from mlperf_opt.evaluate import Subject
+from mlperf_opt.graph import Graph, verify
+from mlperf_opt.measure import Quality, fix_threads
+from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, require_installed
+from mlperf_opt.overrides import CommandLine
+from mlperf_opt.passes import PassContext
+from mlperf_opt.report import export_table, write_bytes
+from mlperf_opt.runtimes import NUMPY, ONNX, OnnxExecutable, Runtime, agreement, difference, is_quantized, stepwise
+
+HELP = "write an ONNX file: export model=NAME 'passes=[...]' [save=PATH.onnx]"
+
+
+def run(line: CommandLine, console: Console) -> int:
+    """Apply the passes of the configuration, write the ONNX file, read it back, and show how it does in onnxruntime.
+
+    Returns:
+        0; 1 where onnxruntime's outputs differ from ours by more than rounding.
+
+    Raises:
+        MlperfOptError: a wrong setting, a missing package, a graph that ONNX can't express, or a file that can't be written.
+    """
+    if line.multirun:
+        raise ConfigError("export takes one model at a time, without -m")
+    if line.config_dir is not None:
+        lint_folder(line.config_dir)
+    register_pipelines(line.config_dir)
+    # `save` is no setting of a run, so it has no place in the primary config
+    added = [f"+{word}" if word.partition("=")[0] == "save" else word for word in line.overrides]
+    (overrides,) = expand(replace(line, overrides=added))
+    plain = compose(MAIN, overrides, line.config_dir)
+    save = plain.pop("save", None)
+    config = build_config(plain)
+    if line.show:
+        console.print(to_yaml([{**plain, "save": save}]), soft_wrap=True, end="")
+        return 0
+    path = _path(save, config.model.name)
+    require_installed("export", "onnx", "onnxruntime")
+    ours = NUMPY if config.runtime.runtime is ONNX else config.runtime.runtime
+    with fix_threads(config.runtime.threads):
+        graph, data = _optimized(config, ours, console)
+        content = export(graph)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(path, content)
+        facts = _show(graph, data, ours, path, config.measure.batch, console)
+    names = ", ".join(step.name for step in _steps(config)) or "no passes"
+    console.print(
+        f"{config.model.name} ({names}) written to {path}: {len(content):,} bytes, opset {OPSET}, IR version {IR_VERSION}, "
+        "onnx.checker passed",
+        soft_wrap=True,
+    )
+    for fact in facts:
+        console.print(fact, soft_wrap=True)
+    return 1 if facts else 0
+
+
+def _path(save: object, name: str) -> Path:
+    if save is not None and not isinstance(save, str):
+        raise ConfigError(f"save={save}: expected a path")
+    path = Path(save or f"outputs/models/{name}.onnx")
+    if path.suffix != ".onnx" or path.is_dir():
+        raise ConfigError(f"save={path}: expected the path of a file that ends in .onnx")
+    return path
+
+
+def _steps(config: RunConfig) -> list[Step]:
+    """The steps that lead to the last one of the list; of a pipeline with branches, those of its last branch."""
+    return lineage(config.steps, config.steps[-1].name) if config.steps else []
+
+
+def _optimized(config: RunConfig, runtime: Runtime, console: Console) -> tuple[Graph, Dataset]:
+    """Return the network after all passes, and its data."""
+    graph, data = load(config)
+    with console.status("starting") as status:
+        for step in _steps(config):
+            status.update(f"{step.name}: applying {step.pass_name}")
+            step.apply.check(graph)
+            graph = verify(step.apply(graph, PassContext(data, config.seed, runtime, status.update)).graph)
+    return graph, data
+
+
+def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, batch: int, console: Console) -> list[str]:
+    """Print quality and agreement on the test split, of the file as it was written; return what is beyond rounding."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise MlperfOptError(f"cannot read {path}: {error.strerror}") from None
+    inputs = data.test.inputs
+    reference = Subject(graph, ours, data, batch)
+    expected = stepwise(reference.executable, inputs)
+    rows, facts = [_row(ours.name, reference.quality)], []
+    for name, fuse in (("onnxruntime", True), ("onnxruntime, unfused", False)):
+        written = Runtime(name, lambda graph, _options, fuse=fuse: OnnxExecutable(graph, content, fuse=fuse), traced=False)
+        subject = Subject(graph, written, data, batch)
+        actual = stepwise(subject.executable, inputs)
+        row = _row(name, subject.quality) | asdict(agreement(expected, actual))
+        if data.task == "completion":
+            same = reference.quality.outputs == subject.quality.outputs
+            row |= {"tokens": same.size, "equal_tokens": int(same.sum())}
+        rows.append(row)
+        fact = difference(expected, actual, is_quantized(graph))
+        facts += [f"{name} disagrees with the {ours.name} runtime: {fact}"] if fact else []
+    console.print(export_table(rows))
+    return facts
+
+
+def _row(runtime: str, quality: Quality) -> dict[str, Any]:
+    return {
+        "runtime": runtime,
+        "quality_metric": quality.metric,
+        "quality": quality.value,
+        "quality_low": quality.low,
+        "quality_high": quality.high,
+    }

@@ -1,0 +1,40 @@
+"""Where compiled kernels are kept: in the user's cache, in a folder named after a hash of their sources.
+
+numba's file cache notices a changed file, but not a changed file that it imports; so the folder is named after all of them.
+It is the user's own folder and no other, for what lies in it is code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+
+@cache
+def cache_folder() -> Path:
+    """Return the folder: below XDG_CACHE_HOME or ~/.cache, one per version of the sources, of numba and of Python."""
+    digest = hashlib.sha256(f"{version('numba')} {platform.python_version()}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "mlperf_opt" / digest.hexdigest()[:16]
+
+
+def is_compiled() -> bool:
+    """Return whether a process before this one has compiled the kernels."""
+    return any(cache_folder().glob("*/*.nbc"))
+
+
+@cache
+def writable_folder() -> Path | None:
+    """Return the folder, made if need be; None where it can't be written: kernels are then compiled in every process."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    return folder if os.access(folder, os.W_OK) else None
