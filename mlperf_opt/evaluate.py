@@ -135,7 +135,7 @@ class Subject:
         return self.executable.start(self.batch, length).state_bytes
 
     def peak_bytes(self) -> int | None:
-        """Return the peak of what a query holds, allocated before or by it; None where a runtime hides its memory."""
+        """Return the peak of what a query holds, allocated before or by it; None where it can't be seen."""
         return self.executable.workspace_bytes + peak_bytes(lambda: self.query(0)) if self._traced else None
 
 

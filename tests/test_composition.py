@@ -81,7 +81,7 @@ def test_a_sweep_that_is_none(line, text):
         ("passes.prone.sparsity=1", "no such setting 'prone' in passes; did you mean 'prune'"),
         ("model.weights.a.b=1", "model.weights.a.b"),
         ("~passes.finetune", "finetune"),
-        ("model=nope", "model=nope: no such model (one of: cnn, mlp, transformer)"),
+        ("model=nope", "model=nope: no such model (one of: cnn, lenet300, lenet5, mlp, transformer)"),
         ("passes=[quant,prun]", "passes=prun: no such passes; did you mean 'prune'"),
         ("hydra/launcher=basik", "did you mean 'basic'"),
         ("hydra.sweeper.params={a: 1}", "NoneType"),

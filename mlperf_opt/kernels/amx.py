@@ -171,14 +171,16 @@ def _finish_block(instruction_, memories, sums, tiles, tile_rows, panel, panels,
     size = 1 if to_codes else 4
     for p in range(panel, panel + panels):
         bias, scale = operand(instruction_, BIAS, memories) + 64 * p, operand(instruction_, SCALE, memories) + 64 * p
-        total = operand(instruction_, SUMS, memories) + 64 * p
-        real_bias = operand(instruction_, REAL_BIAS, memories) + 64 * p
+        total, real_bias = (
+            operand(instruction_, SUMS, memories) + 64 * p,
+            operand(instruction_, REAL_BIAS, memories) + 64 * p,
+        )
         columns = field(instruction_, COLUMNS) - LANES * p
         for t in range(tiles):
             _finish_rows(
                 sums + t * ROWS * _SUMS_STEP + 64 * (p - panel), out + t * out_tile_step + size * LANES * p, out_step,
-                tile_rows, row + t * ROWS, columns, to_codes, bias, scale, zero, row_scale, row_zero, scales_step, total,
-                real_bias, low,
+                tile_rows, row + t * ROWS, columns,
+                to_codes, bias, scale, zero, row_scale, row_zero, scales_step, total, real_bias, low,
             )  # fmt: skip
 
 

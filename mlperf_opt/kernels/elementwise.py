@@ -208,18 +208,21 @@ def _table_vector(kind, address, lane):
 
 @kernel()
 def embedding(instruction, memories, rows):
-    """Row ``token`` of the table, times its scale where the table holds int8 codes."""
+    """Row ``token`` of the table, times its scale where it holds int8 codes. False for a token that it has no row for."""
     tokens, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     table, scale = operand(instruction, TABLE, memories), operand(instruction, TABLE_SCALE, memories)
-    kind, step = field(instruction, TABLE_KIND), field(instruction, TABLE_STEP)
+    kind, step, size = field(instruction, TABLE_KIND), field(instruction, TABLE_STEP), field(instruction, TABLE_ROWS)
     for row in range(rows):
         token = load_int(tokens + 8 * row)
+        if token < 0 or token >= size:
+            return False
         factor = floats(_ONE)
         if kind == TABLE_CODES:
             factor = floats(load_float(scale + 4 * token))
         for i in range(0, field(instruction, COUNT), LANES):
             store_floats(out + 4 * i, multiply(_table_vector(kind, table + token * step, i), factor))
         out += field(instruction, OUT_STEP)
+    return True
 
 
 OFFSETS = 11  # 1 where each sequence has a position of its own

@@ -78,8 +78,11 @@ def quantize_image(instruction, memories, rows):
         factor, nought = load_float(scale + 4 * per_row * row), load_int32(zero + 4 * per_row * row)
         if per_row:
             for i in range(0, field(instruction, IMAGE_BYTES), LANES):
-                start = operand(instruction, OUT, memories) + row * field(instruction, OUT_STEP)
-                start -= field(instruction, BYTES_BEFORE)
+                start = (
+                    operand(instruction, OUT, memories)
+                    - field(instruction, BYTES_BEFORE)
+                    + row * field(instruction, OUT_STEP)
+                )
                 store_some_bytes(start + i, field(instruction, IMAGE_BYTES) - i, bytes_of(nought))
         for line in range(field(instruction, LINES)):
             quantize_row(

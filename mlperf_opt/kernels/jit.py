@@ -28,8 +28,7 @@ def kernel(*signatures: str) -> Callable[[F], F]:
         folder = writable_folder() if signatures else None
         config.CACHE_DIR = str(folder or theirs)
         try:
-            cached = folder is not None
-            compiled: Any = numba.njit(list(signatures) or None, nogil=True, cache=cached, error_model="numpy")
+            compiled: Any = numba.njit(list(signatures) or None, nogil=True, cache=folder is not None, error_model="numpy")
             return compiled(function)
         finally:
             config.CACHE_DIR = theirs

@@ -37,7 +37,7 @@ _attend, _write, _attend_cached = _attention.attention, _attention.cache_write, 
 
 @kernel()
 def _step(instruction, memories, sequence_of_state, sequences, time):
-    """One instruction, on ``sequences`` x ``time`` rows."""
+    """One instruction, on ``sequences`` x ``time`` rows. False where its input is out of range."""
     rows = sequences * time
     opcode = field(instruction, 0)
     if opcode == PRODUCT or (opcode == TILE_PRODUCT and rows < TILE_ROWS and field(instruction, PIXELS) == 0):
@@ -55,7 +55,7 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
     elif opcode == LAYER_NORM:
         _layer_norm(instruction, memories, rows)
     elif opcode == EMBEDDING:
-        _embedding(instruction, memories, rows)
+        return _embedding(instruction, memories, rows)
     elif opcode == POSITION_TABLE:
         _positions(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
     elif opcode == QUANTIZE:
@@ -81,9 +81,10 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
         _write(instruction, memories, lengths, offsets, sequence_of_state, sequences, time)
     elif opcode == CACHED_ATTENTION:
         _attend_cached(instruction, memories, load_int(memories + 8 * POSITIONS), sequence_of_state, sequences, time)
+    return True
 
 
-@kernel("void(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)")
+@kernel("boolean(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)")
 def run(job, x, out, lengths, positions, first, last, time):
     """Run a program on the sequences ``first`` to ``last`` of a batch, a chunk at a time.
 
@@ -95,6 +96,9 @@ def run(job, x, out, lengths, positions, first, last, time):
         positions: address of the places that each sequence holds, int64, with a cache.
         first, last: sequences (rows, where there is no time).
         time: rows of a sequence, 1 where there is no time.
+
+    Returns:
+        False for a token id that is out of range: nothing was read or written beside the tables.
     """
     program, count, memories = field(job, PROGRAM), field(job, COUNT), field(job, MEMORY_TABLE)
     chunk = max(1, field(job, CHUNK) // time)
@@ -105,5 +109,7 @@ def run(job, x, out, lengths, positions, first, last, time):
         store_int(memories + 8 * LENGTHS, lengths + 8 * first)
         store_int(memories + 8 * POSITIONS, positions + 8 * first)
         for i in range(count):
-            _step(program + i * _INSTRUCTION_BYTES, memories, first, now, time)
+            if not _step(program + i * _INSTRUCTION_BYTES, memories, first, now, time):
+                return False
         first += now
+    return True

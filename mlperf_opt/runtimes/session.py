@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.errors import SessionError
+from mlperf_opt.errors import GraphError, SessionError
 from mlperf_opt.graph import POSITION, Graph
+from mlperf_opt.ops import embedding
 
 Array = NDArray[Any]
 Run = Callable[[Array, Array, dict[str, Array]], tuple[Array, dict[str, Array]]]
@@ -79,6 +80,18 @@ class StateSession:
             raise SessionError(f"the cache is full: {held}, {lengths[row]} more don't fit")
         logits, self._state = self._run(tokens, lengths, self._state)
         return logits
+
+
+def check_tokens(graph: Graph, tokens: Array) -> None:
+    """Raise `GraphError` unless the graph knows every token, and as many places as there are tokens in a row.
+
+    The places of a graph with state are its session's business.
+    """
+    for node in graph.nodes:
+        if node.op in ("embedding", "qembedding"):
+            embedding.check_tokens(tokens, int(graph.specs[node.argument("table")].shape[0]))
+    if not graph.state and graph.context is not None and tokens.shape[-1] > graph.context:
+        raise GraphError(f"positions: {tokens.shape[-1]} tokens, but the model knows {graph.context} places")
 
 
 def zero_state(graph: Graph, batch: int, max_length: int) -> dict[str, Array]:

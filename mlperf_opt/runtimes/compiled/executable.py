@@ -19,7 +19,7 @@ from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
 from mlperf_opt.runtimes.compiled.program import Program
 from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
-from mlperf_opt.runtimes.session import Run, StateSession, check_limits
+from mlperf_opt.runtimes.session import Run, StateSession, check_limits, check_tokens
 
 Array = NDArray[Any]
 # Rows of a chunk: activations of about this size stay in the second-level cache; 96 rows are whole tiles of 12 and of 32.
@@ -97,28 +97,29 @@ class CompiledExecutable:
             state = self._state(rows, length)
             return self._bind(rows, length, state)(x, np.full(rows, length, np.int64), state)[0]
         sequences, time = (x.shape[0], x.shape[1]) if self._timed else (len(x), 1)
+        if self.graph.context is not None and time > self.graph.context:
+            check_tokens(self.graph, x)  # says it
         leading = x.shape[: self._leading]
         out = np.empty(-(-math.prod(leading) * self._out_count * self._out_dtype.itemsize // 4), np.float32)
-        self._spread(x.ravel().view(np.float32), out, sequences, time)
+        if not self._spread(x.ravel().view(np.float32), out, sequences, time):
+            check_tokens(self.graph, x)  # says which
         return out.view(self._out_dtype)[: math.prod(leading) * self._out_count].reshape(*leading, *self._out_row)
 
-    def _spread(self, x: Array, out: Array, sequences: int, time: int) -> None:
-        """Run whole chunks on all threads; how a batch is cut doesn't depend on their number."""
+    def _spread(self, x: Array, out: Array, sequences: int, time: int) -> bool:
+        """Run whole chunks on all threads (a batch is cut alike for any number of them). False for an unknown token."""
         if time > self._program.rows:
             self._prepare(padded(time))
         chunk = max(1, self._program.rows // max(time, 1))
-        chunks = -(-sequences // chunk)
-        share = -(-chunks // self._threads) * chunk
+        share = math.ceil(math.ceil(sequences / chunk) / self._threads) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
         if len(bounds) <= 1:
-            machine.run(self._first, x, out, 0, 0, 0, sequences, time)
-            return
+            return machine.run(self._first, x, out, 0, 0, 0, sequences, time)
         jobs = [
             self._pool.submit(machine.run, worker.address, x, out, 0, 0, first, last, time)
             for worker, (first, last) in zip(self._workers, bounds, strict=False)
         ]
-        for job in jobs:
-            job.result()
+        known = [job.result() for job in jobs]  # every one, so that no thread is left running
+        return all(known)
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
         if len(inputs) != 1:
@@ -148,6 +149,7 @@ class CompiledExecutable:
             self._prepare(padded(length))
         worker = Worker(self._program, self._constants, state, length)
         vocabulary = self._out_row[-1]
+
         here, added = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         held, new = here.ctypes.data, added.ctypes.data
 
@@ -155,7 +157,8 @@ class CompiledExecutable:
             rows, time = tokens.shape
             here[:], added[:] = now[POSITION], lengths
             out = np.empty((rows, time, vocabulary), np.float32)
-            machine.run(worker.address, tokens.ravel().view(np.float32), out.reshape(-1), new, held, 0, rows, time)
+            if not machine.run(worker.address, tokens.ravel().view(np.float32), out.reshape(-1), new, held, 0, rows, time):
+                check_tokens(self.graph, tokens)  # says which
             return out, {**now, POSITION: here + added}
 
         return run
