@@ -65,8 +65,8 @@ def test_a_broken_cache_fails_exactness(rows, healthy, monkeypatch, op, broken):
     job = ("model=transformer", "passes=[kv_cache]", "runtime=numpy")
     healthy(*job)
     monkeypatch.setitem(OPS, op, replace(OPS[op], forward=broken(OPS[op].forward)))
-    _, table, _ = rows(*job)
-    assert table["status"][1] == "INVALID"
+    status, table, _ = rows(*job)
+    assert status == 1 and table["status"][1] == "INVALID"
     assert "must leave the outputs as they are" in table["reasons"][1]
 
 
@@ -97,8 +97,8 @@ def test_timed_outputs_that_differ_are_invalid(rows, healthy, monkeypatch, spoil
 def test_outputs_that_are_no_numbers_are_invalid(rows, monkeypatch):
     original = evaluate_module.Subject.run
     monkeypatch.setattr(evaluate_module.Subject, "run", lambda self, x: original(self, x) * np.float32("nan"))
-    _, table, _ = rows("passes=[quant]")
-    assert (table["status"] == "INVALID").all() and table["reasons"].str.contains("not a number").all()
+    status, table, _ = rows("passes=[quant]")
+    assert status == 1 and (table["status"] == "INVALID").all() and table["reasons"].str.contains("not a number").all()
 
 
 def test_a_clock_that_stands_still_is_an_error(rows, monkeypatch):
@@ -146,3 +146,12 @@ def test_a_pass_that_changes_its_input_is_stopped(rows, monkeypatch):
     monkeypatch.setattr(PASSES["prune"], "__call__", vandal)
     with pytest.raises(ValueError, match="read-only"):
         rows("passes=[prune]")
+
+
+def test_an_invalid_row_of_a_sweep_is_told_by_the_exit_status(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", "passes=[profile]", "seed=0,1", "hydra.sweep.dir=s", FAST]
+    assert cli.main(sweep) == 0
+    wrap(monkeypatch, "profile", zeroed)
+    assert cli.main(sweep) == 1
+    assert pd.read_csv(tmp_path / "s" / "summary.csv")["status"].tolist() == ["INVALID"] * 2
