@@ -293,11 +293,11 @@ def row_grids(instruction, memories, rows):
         for i in range(0, count, LANES):
             value = load_some_floats(x + 4 * i, count - i, _NONE)
             low, high = smaller(low, value), larger(high, value)
-        least, most = float(smallest_of(low)), float(largest_of(high))
+        least, most = np.float64(smallest_of(low)), np.float64(largest_of(high))  # float() would leave them float32
         scale = np.float32(max((most - least) / 255.0, _TINY))
         if most <= least:
             scale = _ONE
-        zero = int(min(max(np.rint(-least / float(scale)), 0.0), 255.0))
+        zero = int(min(max(np.rint(-least / np.float64(scale)), 0.0), 255.0))
         store_float(scale_out + 4 * row, scale)
         store_int32(zero_out + 4 * row, zero)
         x += field(instruction, X_STEP)
