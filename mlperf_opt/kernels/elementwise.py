@@ -53,6 +53,8 @@ _EXP = tuple(
 )
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = np.float32(-87.0), np.float32(88.0)
 _GELU_LINEAR = np.float32(-2 * 0.7978845608028654)
+# below, gelu is less than 1e-36 in magnitude; and exp stops growing, so that a huge x would not be divided to nothing
+_GELU_LOWEST = np.float32(-20)
 _GELU_CUBIC = np.float32(-2 * 0.7978845608028654 * 0.044715)
 _SURELY = np.float32(0.4999)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -81,6 +83,7 @@ def exponential(x):
 @kernel()
 def _gelu(x):
     """x / (1 + exp(-2 y)), y = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation."""
+    x = larger(x, floats(_GELU_LOWEST))
     inner = multiply(x, multiply_add(multiply(x, x), floats(_GELU_CUBIC), floats(_GELU_LINEAR)))
     return divide(x, add(floats(_ONE), exponential(inner)))
 
