@@ -53,6 +53,8 @@ _EXP = tuple(
 )
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = np.float32(-87.0), np.float32(88.0)
 _GELU_LINEAR = np.float32(-2 * 0.7978845608028654)
+# below, gelu is less than 1e-36 in magnitude; and exp stops growing, so that a huge x would not be divided to nothing
+_GELU_LOWEST = np.float32(-20)
 _GELU_CUBIC = np.float32(-2 * 0.7978845608028654 * 0.044715)
 _SURELY = np.float32(0.4999)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -81,6 +83,7 @@ def exponential(x):
 @kernel()
 def _gelu(x):
     """x / (1 + exp(-2 y)), y = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation."""
+    x = larger(x, floats(_GELU_LOWEST))
     inner = multiply(x, multiply_add(multiply(x, x), floats(_GELU_CUBIC), floats(_GELU_LINEAR)))
     return divide(x, add(floats(_ONE), exponential(inner)))
 
@@ -293,11 +296,11 @@ def row_grids(instruction, memories, rows):
         for i in range(0, count, LANES):
             value = load_some_floats(x + 4 * i, count - i, _NONE)
             low, high = smaller(low, value), larger(high, value)
-        least, most = float(smallest_of(low)), float(largest_of(high))
+        least, most = np.float64(smallest_of(low)), np.float64(largest_of(high))  # float() would leave them float32
         scale = np.float32(max((most - least) / 255.0, _TINY))
         if most <= least:
             scale = _ONE
-        zero = int(min(max(np.rint(-least / float(scale)), 0.0), 255.0))
+        zero = int(min(max(np.rint(-least / np.float64(scale)), 0.0), 255.0))
         store_float(scale_out + 4 * row, scale)
         store_int32(zero_out + 4 * row, zero)
         x += field(instruction, X_STEP)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.passes.export import Export
 from mlperf_opt.passes.finetune import Finetune
+from mlperf_opt.passes.fuse import Fuse
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.profile import Profile
 from mlperf_opt.passes.prune import Prune
@@ -16,6 +17,7 @@ PASSES: dict[str, type[Pass]] = {
     "prune": Prune,
     "finetune": Finetune,
     "kv_cache": KvCache,
+    "fuse": Fuse,
     "export": Export,
 }
 

@@ -40,6 +40,7 @@ SETTINGS = {
     "prune": [{}, {"sparsity": 0.3}, {"sparsity": 0.9}, {"scope": "layer"}, {"skip": ["LAST"]}],
     "finetune": [{"epochs": 2}, {"epochs": 1, "optimizer": "sgd", "lr": 0.01}, {"epochs": 1, "l1": 0.001, "batch": 64}],
     "kv_cache": [{}],
+    "fuse": [{}],
     "export": [{}],
 }
 LAST = {"mlp": "fc2", "cnn": "fc1", "transformer": "logits"}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
-from mlperf_opt.graph import LENGTHS, POSITION, Graph
+from mlperf_opt.graph import LENGTHS, POSITION, Graph, fuse_graph
 from mlperf_opt.kernels import machine
 from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions
 from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
@@ -33,6 +33,7 @@ class CompiledExecutable:
 
     def __init__(self, graph: Graph, options: RuntimeOptions) -> None:
         self.graph = graph
+        self._fused = fuse_graph(graph).graph  # what runs; `observe` tells of the nodes of the graph as it was given
         self._threads = options.threads
         self._isa: Isa = options.isa
         self._spec = graph.specs[graph.outputs[0]]
@@ -60,15 +61,15 @@ class CompiledExecutable:
         if self._timed:
             return max(_LEAST_ROWS, self.graph.context or 256)
         widest = max(
-            math.prod(int(d) for d in self.graph.specs[node.output].shape if not isinstance(d, str))
-            for node in self.graph.nodes
+            math.prod(int(d) for d in self._fused.specs[node.output].shape if not isinstance(d, str))
+            for node in self._fused.nodes
         )
         rows = _CACHE_BYTES // (8 * widest)
         step = _WHOLE_TILES if rows >= _WHOLE_TILES else _LEAST_ROWS
         return int(np.clip(rows // step * step, _LEAST_ROWS, _MOST_ROWS))
 
     def _prepare(self, rows: int) -> None:
-        self._program = Program(self.graph, rows, LOWERINGS, isa=self._isa)
+        self._program = Program(self._fused, rows, LOWERINGS, isa=self._isa)
         self._constants = aligned_bytes(self._program.constants.nbytes)
         self._constants[:] = self._program.constants
         self._workers = [Worker(self._program, self._constants) for _ in range(self._threads)]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlperf_opt.graph import Graph
 from mlperf_opt.kernels import machine
-from mlperf_opt.kernels.instruction import OUTPUT
+from mlperf_opt.kernels.instruction import INPUT, OUTPUT
 from mlperf_opt.runtimes.base import Observer
 from mlperf_opt.runtimes.compiled.attention_ops import holds_keys, padded
 from mlperf_opt.runtimes.compiled.layout import Value
@@ -55,7 +55,10 @@ def observe(graph: Graph, program: Program, state: dict[str, Array], x: Array, o
         elif node.op == "cache_write":
             value = _cache(graph, state, node.argument("cache"), shape)
         else:
-            value = _read(program.made[node.output], worker.arena, out, sequences * length).reshape(shape)
+            made = program.made[node.output]
+            inside = made.memory not in (INPUT, OUTPUT)
+            value = _read(made, worker.arena, sequences * length) if inside else (x if made.memory == INPUT else out).copy()
+            value = value.reshape(shape)
         observer(node, value.astype(graph.specs[node.output].dtype, copy=False), taken)
     machine.run(worker.part(program.spans[""]), *arguments)
     return out
@@ -79,9 +82,7 @@ def _time(worker: Worker, span: slice, arguments: tuple[Any, ...]) -> int:
     return max(0, time.perf_counter_ns() - begun - (begun - started)) // _OFTEN
 
 
-def _read(value: Value, arena: Array, out: Array, rows: int) -> Array:
-    if value.memory == OUTPUT:
-        return out.copy()
+def _read(value: Value, arena: Array, rows: int) -> Array:
     dtype = np.dtype(value.dtype)
     if value.image is None:
         shape, strides = (rows, value.count), (value.row_step, dtype.itemsize)

@@ -74,7 +74,7 @@ def lower_float(program: Program, node: Node) -> None:
     if kind == HALF and "f16c" not in features():
         kind, weight = FLOAT, weight.astype(np.float32)
     bias = node.argument("bias")
-    out = program.new(node, image=stored.ndim == 4, exact=True)
+    out = _room(program, node, stored)
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     scratch = program.scratch(8 * LANES * 4 * segments * k) if kind != FLOAT else 0
     program.emit(
@@ -119,7 +119,7 @@ def lower_codes(program: Program, node: Node) -> None:
         with np.errstate(over="ignore"):
             scale = np.minimum(scale / program.weight(y_scale), _LARGEST)
         y_zero = int(program.weight(node.argument("y_zero")))
-    out = program.new(node, image=codes.ndim == 4, exact=True)
+    out = _room(program, node, codes)
     vnni = "avx512vnni" in features() and program.isa != "portable"
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     rows = min(amx.ROWS, pixels or amx.ROWS)
@@ -136,7 +136,13 @@ def lower_codes(program: Program, node: Node) -> None:
     _activate(program, node, out)
 
 
+def _room(program: Program, node: Node, weight: Array) -> Value:
+    """Room for the product. gelu, behind it, works on whole vectors: it would write beyond the rows of a caller's array."""
+    return program.new(node, image=weight.ndim == 4, exact=node.attributes.get("activation") != "gelu")
+
+
 def _activate(program: Program, node: Node, out: Value) -> None:
     """gelu in place behind the product; relu is part of it."""
     if node.attributes.get("activation") == "gelu":
-        program.emit(machine.GELU, out.start(), out.start(), out.row_step, out.row_step, out.count)
+        start = out.start(out.halo)  # gelu of the zeros around an image is 0
+        program.emit(machine.GELU, start, start, out.row_step, out.row_step, out.count)
