@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, POSITION, Graph
 from mlperf_opt.kernels import machine
-from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions
+from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions, Sparse
 from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
@@ -35,6 +36,7 @@ class CompiledExecutable:
         self.graph = graph
         self._threads = options.threads
         self._isa: Isa = options.isa
+        self._sparse: Sparse = options.sparse
         self._spec = graph.specs[graph.outputs[0]]
         self._timed = "T" in next(iter(graph.inputs.values())).shape
         self._inputs = [name for name in graph.inputs if name != LENGTHS]
@@ -68,11 +70,15 @@ class CompiledExecutable:
         return int(np.clip(rows // step * step, _LEAST_ROWS, _MOST_ROWS))
 
     def _prepare(self, rows: int) -> None:
-        self._program = Program(self.graph, rows, LOWERINGS, isa=self._isa)
+        self._program = Program(self.graph, rows, LOWERINGS, self._isa, self._sparse)
         self._constants = aligned_bytes(self._program.constants.nbytes)
         self._constants[:] = self._program.constants
         self._workers = [Worker(self._program, self._constants) for _ in range(self._threads)]
         self._first = self._workers[0].address
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        return self._program.notes
 
     @property
     def workspace_bytes(self) -> int:
@@ -125,7 +131,7 @@ class CompiledExecutable:
             raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
         x = np.ascontiguousarray(inputs[0])
         rows = math.prod(x.shape[:2]) if self._timed else len(x)
-        program = Program(self.graph, padded(rows), LOWERINGS, isa=self._isa)
+        program = Program(self.graph, padded(rows), LOWERINGS, self._isa, self._sparse)
         return observe(self.graph, program, self._state(*x.shape[:2]) if self.graph.state else {}, x, observer)
 
     def start(self, batch: int, max_length: int) -> StateSession:
