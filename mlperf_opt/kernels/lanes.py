@@ -7,7 +7,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from mlperf_opt.kernels.simd import (
+from mlperf_opt.kernels.emit import (
     F32,
     I32,
     I64,

@@ -26,6 +26,22 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from mlperf_opt.kernels.emit import (
+    F32,
+    I16,
+    I32,
+    I64,
+    LANES,
+    constant,
+    instruction,
+    lanes_of,
+    load,
+    number,
+    splat,
+    store,
+    store_first,
+    tail_mask,
+)  # fmt: skip
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import kernel
 from mlperf_opt.kernels.lanes import gather, scatter, transpose
@@ -47,24 +63,7 @@ from mlperf_opt.kernels.product import (
     ZERO,
     X,
 )  # fmt: skip
-from mlperf_opt.kernels.simd import (
-    F32,
-    I16,
-    I32,
-    I64,
-    LANES,
-    constant,
-    instruction,
-    lanes_of,
-    load,
-    load_float,
-    load_int32,
-    number,
-    splat,
-    store,
-    store_first,
-    tail_mask,
-)  # fmt: skip
+from mlperf_opt.kernels.simd import load_float, load_int32
 from mlperf_opt.kernels.tiles import (
     FLOAT,
     INT8,
