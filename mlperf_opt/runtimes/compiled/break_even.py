@@ -36,6 +36,7 @@ _ROUNDS = 7
 _WINDOW = 1e-4  # seconds
 _GROUP = 4  # int8 codes of a word
 _LEAST_COST, _ABSURD = 1e-3, 1e6
+_ALMOST_ALL = 0.995
 
 
 @dataclass(frozen=True)
@@ -79,19 +80,24 @@ class BreakEven:
     group: int
 
     def gain(self, entries: float) -> float:
-        """How many times faster than dense a layer is of whose words this share is stored."""
+        """How many times faster than dense a layer is; ``entries``: stored words, as a share of those of a dense product."""
         return 1 / (self.fixed + self.full * entries)
 
-    def zeros(self) -> str:
-        """The share of zeros, anywhere at random, at which both are equally fast."""
-        words = min(max((1 - self.fixed) / self.full, 0.0), 1.0)
-        share = (1 - words) ** (1 / self.group)
-        return percent(share) if share < 0.995 else "over 99 %"
+    def zeros(self, now: float, entries: float) -> str:
+        """The share of zeros at which both are equally fast, of a layer like one that has a share ``now`` and ``entries``.
+
+        Where zeros stand side by side, or columns are equally long, fewer words are stored than of zeros at random.
+        """
+        even, here = (
+            (1 - min(max(words, 0.0), 1.0)) ** (1 / self.group) for words in ((1 - self.fixed) / self.full, entries)
+        )
+        share = even if here == 1 else 1 - (1 - now) * (1 - even) / (1 - here)
+        return "over 99 %" if share >= _ALMOST_ALL else percent(max(share, 0.0))
 
 
 def percent(share: float) -> str:
     """A share as percent, rounded down: what isn't quite 100 % must not look like it."""
-    return f"{math.floor(100 * share)} %"
+    return f"{math.floor(100 * share + 1e-9)} %"  # 0.29 is 28.999... percent
 
 
 def break_even(layer: Layer) -> tuple[BreakEven, BreakEven]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mlperf_opt.graph import Node
 from mlperf_opt.kernels import machine
 from mlperf_opt.kernels import sparse as kernels
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
 from mlperf_opt.kernels.tiles import FLOAT, INT8, INT8_PORTABLE
 from mlperf_opt.runtimes.compiled.break_even import MANY_ROWS, Layer, break_even, percent
@@ -30,6 +31,7 @@ from mlperf_opt.runtimes.compiled.sparse_packing import (
 Array = NDArray[Any]
 _LEAST_ZEROS = 0.5
 _LEAST_WEIGHTS = 4096  # a smaller layer takes less than a microsecond: there is nothing to gain
+_FEW_ROWS = 15  # from there on rows are transposed, or dense
 _NEVER = 1 << 40  # rows
 _FORCED_MANY = 4  # rows, where a setting says always sparse
 
@@ -121,7 +123,7 @@ def _plan(program: Program, node: Node, weight: Array, words: Array, arithmetic:
     if program.sparse == "always":
         few_most, many_from, note = _FORCED_MANY - 1, _FORCED_MANY, "sparse, as set"
     else:
-        few_most, many_from, note = _measured(Layer(kind, len(words), weight.shape[2]), words)
+        few_most, many_from, note = _measured(Layer(kind, len(words), weight.shape[2]), words, _zeros(weight))
     program.notes[node.output] = f"{percent(_zeros(weight))} zeros: {note}"
     return SparsePlan(
         arithmetic=arithmetic,
@@ -134,19 +136,21 @@ def _plan(program: Program, node: Node, weight: Array, words: Array, arithmetic:
     )
 
 
-def _measured(layer: Layer, words: Array) -> tuple[int, int, str]:
+def _measured(layer: Layer, words: Array, zeros: float) -> tuple[int, int, str]:
     """Return (most rows of the first layout, fewest rows of the second, why).
 
     Dense takes at least as long for more rows, and at most that many times longer. So a layer that is twice as fast for one
     row is no slower for two; and one that is twice as fast for 64 rows is no slower for 32.
     """
+    all_words = panels_of(len(words)) * LANES * words.shape[1]  # dense columns are filled up
+    entries, many_entries = count_few(words) / all_words, count_many(words) / all_words
     one, many = break_even(layer)
-    gain = one.gain(count_few(words) / words.size)
-    few_most = min(int(gain), MANY_ROWS // 4) if gain > 1 else 0
-    gain = many.gain(count_many(words) / words.size)
-    many_from = max(few_most + 1, math.ceil(MANY_ROWS / gain)) if gain > 1 else _NEVER
+    few_most = min(int(one.gain(entries)), _FEW_ROWS)
+    gain = many.gain(many_entries)
+    many_from = max(few_most + 1, math.ceil(MANY_ROWS / gain)) if gain >= 1 else _NEVER
     first, second = ("sparse" if yes else "dense" for yes in (few_most, many_from < _NEVER))
+    ends = one.zeros(zeros, entries), many.zeros(zeros, many_entries)
     if first == second:
-        return few_most, many_from, f"{first} is faster here, break-even {one.zeros()} for one row, {many.zeros()} for many"
-    why = f"for one row {first} is faster here (break-even {one.zeros()}), for many {second} ({many.zeros()})"
+        return few_most, many_from, f"{first} is faster here, break-even {ends[0]} for one row, {ends[1]} for many"
+    why = f"for one row {first} is faster here (break-even {ends[0]}), for many {second} ({ends[1]})"
     return few_most, many_from, why
