@@ -85,7 +85,7 @@ def main() -> None:
             x = rng.uniform(-4, 3.9, (batch, shape[1])).astype(np.float32)
             for percent in map(float, arguments.zeros.split(",")):
                 codes = rng.integers(1, 127, shape).astype(np.int8)
-                codes[rng.random(shape) < percent / 100] = 0
+                codes.reshape(-1)[rng.permutation(codes.size)[: round(codes.size * percent / 100)]] = 0
                 subjects: list[Executable] = []
                 for kind, graph in (("float32", _float32(codes)), ("int8", _int8(codes))):
                     expected = NUMPY.prepare(graph)(x)

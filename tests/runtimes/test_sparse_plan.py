@@ -136,7 +136,7 @@ def test_more_inputs_than_a_place_can_name_run_dense():
     weight = np.zeros((1, 65537), np.float32)
     weight[0, -1] = 1
     graph = _graph(weight=weight)
-    assert _note(graph, sparse="always") == "99 % zeros: so many inputs run dense"
+    assert _note(graph, sparse="always") == "over 99 % zeros: so many inputs run dense"
     assert _prepare(graph, sparse="always")(np.ones((1, 65537), np.float32)).item() == 1
 
 

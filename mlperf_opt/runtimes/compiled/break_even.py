@@ -92,12 +92,12 @@ class BreakEven:
             (1 - min(max(words, 0.0), 1.0)) ** (1 / self.group) for words in ((1 - self.fixed) / self.full, entries)
         )
         share = even if here == 1 else 1 - (1 - now) * (1 - even) / (1 - here)
-        return "over 99 %" if share >= _ALMOST_ALL else percent(max(share, 0.0))
+        return percent(min(max(share, 0.0), _ALMOST_ALL))
 
 
 def percent(share: float) -> str:
-    """A share as percent, rounded down: what isn't quite 100 % must not look like it."""
-    return f"{math.floor(100 * share + 1e-9)} %"  # 0.29 is 28.999... percent
+    """A share as percent; what isn't quite 100 % must not look like it."""
+    return "over 99 %" if _ALMOST_ALL <= share < 1 else f"{100 * share:.0f} %"
 
 
 def break_even(layer: Layer) -> tuple[BreakEven, BreakEven]:
@@ -164,9 +164,9 @@ def measure(layer: Layer) -> tuple[float, ...]:
     """Return (fixed, full) for one row, then for many: the line through two densities, in units of the dense time."""
     rng = np.random.default_rng(0)
     subjects = [_Subject(layer, density, rng) for density in (1.0, *_DENSITIES)]
-    entries = [subject.entries for subject in subjects]
     found: list[float] = []
     for rows in (1, MANY_ROWS):
+        entries = [subject.entries[rows] for subject in subjects]
         # what disturbs makes it slower, so the shortest of some interleaved times is the least disturbed
         calls = [subject.calls(rows) for subject in subjects]
         rounds = [[s.time(rows, n) for s, n in zip(subjects, calls, strict=True)] for _ in range(_ROUNDS)]
@@ -183,7 +183,7 @@ class _Subject:
         # here, because the lowerings plan with what is found out here
         from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
         from mlperf_opt.runtimes.compiled.program import Program
-        from mlperf_opt.runtimes.compiled.sparse_packing import words_of
+        from mlperf_opt.runtimes.compiled.sparse_packing import count_few, count_many, words_of
         from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
 
         codes = rng.integers(1, 128, (layer.columns, layer.inputs), np.int8)
@@ -195,7 +195,7 @@ class _Subject:
         self._x = np.zeros(MANY_ROWS * layer.inputs, np.float32)
         self._out = np.zeros(MANY_ROWS * layer.columns, np.float32)
         words = words_of(codes) if layer.is_integer else codes
-        self.entries = np.count_nonzero(words) / words.size
+        self.entries = {1: count_few(words) / words.size, MANY_ROWS: count_many(words) / words.size}
 
     def calls(self, rows: int) -> int:
         """How many calls fill a window."""
