@@ -213,7 +213,7 @@ def checks(results: Sequence[dict[str, Any]]) -> list[Target]:
 
 def _notes(clock: str) -> list[str]:
     notes = [
-        "ours: compiled, int8: static; vs: how many times faster; same: share of tokens equal to the numpy runtime's on the graph.",
+        "ours: compiled; int8: static; vs: how many times faster; same: share of tokens equal to the numpy runtime's.",
         f"a token: the median of the last {_LAST}; onnxruntime: through runtime=onnx, which takes the past in and out.",
     ]
     return [*notes, "times are of the CPU, not of the clock on the wall"] if clock == "cpu" else notes

@@ -17,6 +17,7 @@ from mlperf_opt.data import load_data
 from mlperf_opt.graph import Graph, GraphBuilder
 from mlperf_opt.kernels import machine
 from mlperf_opt.passes import PASSES, PassContext
+from mlperf_opt.passes.prune import Prune
 from mlperf_opt.runtimes import COMPILED, NUMPY, Isa, RuntimeOptions
 from mlperf_opt.runtimes.compiled.executable import CompiledExecutable
 from mlperf_opt.runtimes.compiled.worker import Worker
@@ -34,7 +35,7 @@ def float_product(units: int, inputs: int, sparsity: float = 0.0) -> Graph:
     weight = rng.standard_normal((units, inputs)).astype(np.float32)
     graph = build.finish(build.node("linear", "y", x, weight=weight, bias=np.zeros(units, np.float32)))
     if sparsity:
-        graph = PASSES["prune"](sparsity=sparsity)(graph, PassContext(load_data("digits"), 0, NUMPY)).graph
+        graph = Prune(sparsity=sparsity)(graph, PassContext(load_data("digits"), 0, NUMPY)).graph
     return graph
 
 

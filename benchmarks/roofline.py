@@ -2,8 +2,8 @@
 
 A kernel that multiplies is held against a loop of the same instruction on registers alone, one that is as fast as it gets
 its weights (batch 1) against a loop that reads a buffer of their size. Each is timed with its limit, interleaved, on one
-thread: the share is the median of the paired ratios, with a 95 % bootstrap interval. Kernels are timed as parts of a program,
-without the call around it.
+thread: the share is the median of the paired ratios, with a 95 % bootstrap interval. Kernels are timed as parts of a
+program, without the call around it.
 """
 
 from __future__ import annotations
@@ -131,7 +131,8 @@ def _kernels(peaks: dict[str, Peak]) -> list[Kernel]:
 def _convolutions(peaks: dict[str, Peak]) -> list[Kernel]:
     lenet, made = model("lenet5"), []
     kinds: list[tuple[str, Graph, str, Isa]] = [("fp32", lenet.graph, "fma", "auto")]
-    kinds += [("int8 by vpdpbusd", lenet.int8, "vpdpbusd", "vnni"), ("int8 by AMX", lenet.int8, "tdpbusd", "auto")]
+    kinds.append(("int8 by vpdpbusd", lenet.int8, "vpdpbusd", "vnni"))
+    kinds.append(("int8 by AMX", lenet.int8, "tdpbusd", "auto"))
     for kind, graph, peak, isa in kinds:
         for name in ("conv1", "conv2"):
             if peak not in peaks or (peak == "tdpbusd" and name == "conv1"):
@@ -172,12 +173,11 @@ def _ratios(timed: Timed, peaks: dict[str, Peak]) -> list[dict[str, Any]]:
     int8, fp32 = int8_product(UNITS, UNITS), float_product(UNITS, UNITS)
     pairs: list[tuple[str, Graph, Isa, int]] = []
     for rows in (64, 1):
-        pairs += [("int8 against fp32", int8, "auto", rows)]
+        pairs.append(("int8 against fp32", int8, "auto", rows))
         if "tdpbusd" in peaks and rows > 1:
-            pairs += [("int8 by vpdpbusd against fp32", int8, "vnni", rows)]
-    pairs += [
-        (f"fp32, {share:.0%} pruned, against dense", float_product(UNITS, UNITS, share), "auto", 1) for share in (0.9, 0.95)
-    ]
+            pairs.append(("int8 by vpdpbusd against fp32", int8, "vnni", rows))
+    for share in (0.9, 0.95):
+        pairs.append((f"fp32, {share:.0%} pruned, against dense", float_product(UNITS, UNITS, share), "auto", 1))
     made = []
     for name, graph, isa, rows in pairs:
         (call, often), (dense, again) = node_call(graph, "y", rows, isa), node_call(fp32, "y", rows)

@@ -48,10 +48,9 @@ def main() -> int:
     arguments = words.parse_args()
     names = _chosen(words, "--models", arguments.models, MODELS)
     peers = _chosen(words, "--peers", arguments.peers, PEERS)
-    if missing := [peer for peer in peers if peer not in installed()]:
-        if arguments.peers:
-            words.error(f"--peers {missing[0]}: not installed")
-        progress(f"not installed, so not compared: {', '.join(missing)}")
+    missing = [peer for peer in peers if peer not in installed()]
+    if missing and arguments.peers:
+        words.error(f"--peers {missing[0]}: not installed")
     seconds = arguments.seconds or (_SHORT_SECONDS if arguments.short else _SECONDS)
     threads = arguments.threads or ((1,) if arguments.short or arguments.clock == "cpu" else (1, 2))
     if arguments.clock == "cpu" and max(threads) > 1:
@@ -86,6 +85,8 @@ def main() -> int:
     system = system_facts()
     show(system, tables, _notes(results), as_markdown=arguments.markdown)
     keep(arguments.json, system, {"results": results, "targets": [vars(t) | {"verdict": t.verdict} for t in targets]})
+    if missing:
+        print(f"not installed, so not compared: {', '.join(missing)}")
     for what in failed:
         print(f"FAILED: {what}")
     return 1 if failed else 0
@@ -158,7 +159,7 @@ def _digits(value: float) -> str:
 def _ratio(times: dict[str, float]) -> str:
     half = (times["high"] - times["low"]) / 2
     digits = 0 if times["ratio"] >= 100 else 1 if times["ratio"] >= 10 else 2
-    return f"{figure(times['ratio'], '')} ±{half:.{digits}f}"
+    return f"{figure(times['ratio'], '')}±{half:.{digits}f}"
 
 
 def checks(results: Sequence[Result]) -> list[Target]:
