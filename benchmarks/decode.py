@@ -11,7 +11,6 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import environment
@@ -21,7 +20,8 @@ environment.fix_threads()
 import numpy as np
 from cases import TRANSFORMER, VOCABULARY
 from numpy.typing import NDArray
-from output import keep, parser, progress, show, system_facts, whole
+from output import conditions, keep, parser, progress, show, system_facts, whole
+from peers import installed
 from targets import Target, figure, target_grid
 from windows import CLOCKS, Clock, summarize
 
@@ -43,6 +43,10 @@ _FORMATS: dict[str, dict[str, str]] = {
     "weight-only": {"scheme": "weight_only"},
     "fp16": {"dtype": "fp16"},
 }
+_NOTES = (
+    "ours: compiled; int8: static; vs: how many times faster; same: share of tokens equal to the numpy runtime's.",
+    f"a token: the median of the last {_LAST}; ort: through runtime=onnx, which takes the past in and out.",
+)
 NUMPY_NAME, TORCH_NAME = "numpy fp32", "torch fp32"
 
 
@@ -63,7 +67,7 @@ def main() -> int:
     targets = checks(results)
     title = f"One token at position {arguments.tokens}, and all {arguments.tokens} tokens; batch 1, one thread"
     tables = [(title, _grid(results)), ("Promised", target_grid(targets))]
-    show(system, tables, _notes(arguments.clock), as_markdown=arguments.markdown)
+    show(system, tables, [*_NOTES, *conditions(system, arguments.clock)], as_markdown=arguments.markdown)
     keep(arguments.json, system, {"results": results, "targets": [vars(t) | {"verdict": t.verdict} for t in targets]})
     return 0
 
@@ -97,10 +101,10 @@ def _subjects(tokens: int) -> dict[str, Subject]:
     defined = {name: _ours(NUMPY, graph) for name, graph in graphs.items()}
     subjects = {NUMPY_NAME: Subject(defined["fp32"], defined["fp32"])}
     subjects |= {f"ours {name}": Subject(_ours(COMPILED, graph), defined[name]) for name, graph in graphs.items()}
-    if find_spec("onnxruntime") is not None:
+    if "onnxruntime" in installed():
         for name in ("fp32", "int8"):
             subjects[f"ort {name}"] = Subject(_ours(ONNX, graphs[name]), defined[name])
-    if find_spec("torch") is not None:
+    if "torch" in installed():
         subjects[TORCH_NAME] = Subject(_torch(plain, tokens), defined["fp32"])
     return subjects
 
@@ -209,14 +213,6 @@ def checks(results: Sequence[dict[str, Any]]) -> list[Target]:
                 Target(f"tokens equal to the numpy runtime's, {result['subject']}", 100, 100 * result["same_tokens"], "%")
             )
     return targets
-
-
-def _notes(clock: str) -> list[str]:
-    notes = [
-        "ours: compiled; int8: static; vs: how many times faster; same: share of tokens equal to the numpy runtime's.",
-        f"a token: the median of the last {_LAST}; onnxruntime: through runtime=onnx, which takes the past in and out.",
-    ]
-    return [*notes, "times are of the CPU, not of the clock on the wall"] if clock == "cpu" else notes
 
 
 if __name__ == "__main__":

@@ -90,12 +90,21 @@ def system_facts() -> dict[str, Any]:
     return {**describe_system(), "versions": versions}
 
 
+def conditions(system: dict[str, Any], clock: str) -> list[str]:
+    """What a reader must know of how the figures came about, where it isn't as it should be."""
+    notes = ["times are those of the CPU, not of a clock on the wall"] if clock == "cpu" else []
+    load, cores = (system["load_average"] or [0.0])[0], system["usable_cores"] or 1
+    if load > cores:
+        notes.append(f"the machine was busy, load {load:.1f} on {cores} cores: trust ratios of one thread, by --clock cpu")
+    return notes
+
+
 def show(system: dict[str, Any], tables: Sequence[tuple[str, Grid]], notes: Sequence[str], *, as_markdown: bool) -> None:
     """Print titled tables and the notes below them."""
     if as_markdown:
         print(f"{machine_line(system)}.\n")
         for title, grid in tables:
-            print("##" + markdown(grid, title, ()))
+            print("##" + markdown(grid, title, ()).strip() + "\n")
         print("\n".join(f"- {note}" for note in notes))
         return
     from rich.console import Console

@@ -83,9 +83,11 @@ PAIRS = (
     ("onnxruntime", "ours int8", "onnxruntime int8"),
     ("torch", "ours int8", "torch int8"),
 )
-PEERS = ("ours", "numpy", "onnxruntime", "torch")
+# who can be compared, and the modules that it takes
+_NEEDS = {"ours": (), "numpy": ("numpy",), "onnxruntime": ("onnx", "onnxruntime"), "torch": ("torch",)}
+PEERS = tuple(_NEEDS)
 
 
 def installed() -> tuple[str, ...]:
     """The peers that can be compared here."""
-    return tuple(peer for peer in PEERS if peer == "ours" or find_spec(peer) is not None)
+    return tuple(peer for peer, needs in _NEEDS.items() if all(find_spec(name) is not None for name in needs))

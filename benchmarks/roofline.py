@@ -18,7 +18,7 @@ import environment
 environment.fix_threads()
 
 from cases import model
-from output import keep, parser, progress, show, system_facts
+from output import conditions, keep, parser, progress, show, system_facts
 from parts import attention_call, float_product, int8_product, node_call
 from peaks import Peak, arithmetic_peaks, copy_call, read_call
 from targets import Target, figure, target_grid
@@ -35,6 +35,9 @@ _BUFFERS = {"L1, 16 KB": 16 << 10, "L2, 1 MB": 1 << 20, "beyond, 256 MB": 256 <<
 _CONV_IMAGES = 16
 _POSITIONS = 256
 _GIGA = 1e9
+_NOTE = (
+    "a copy counts bytes read and written; batch 1 is held against reading its weights, attention against reading its cache"
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def main() -> int:
         ("Kernels against each other", _ratio_grid(ratios)),
         ("Promised", target_grid(targets)),
     ]
-    show(system, tables, _notes(arguments.clock), as_markdown=arguments.markdown)
+    show(system, tables, [_NOTE, *conditions(system, arguments.clock)], as_markdown=arguments.markdown)
     verdicts = [vars(t) | {"verdict": t.verdict} for t in targets]
     keep(arguments.json, system, {"limits": limits, "kernels": rows, "ratios": ratios, "targets": verdicts})
     return 0
@@ -225,11 +228,6 @@ def checks(kernels: list[dict[str, Any]], ratios: list[dict[str, Any]]) -> list[
     ):
         targets.append(Target(what, wanted, times.get(what)))
     return targets
-
-
-def _notes(clock: str) -> list[str]:
-    notes = ["a copy counts bytes read and written; a batch of 1 is held against reading its weights (attention: its cache)"]
-    return [*notes, "times are of the CPU, not of the clock on the wall"] if clock == "cpu" else notes
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import environment
 environment.fix_threads()
 
 from cases import MODELS, PREFILL, title
-from output import Parser, keep, parser, progress, show, system_facts, whole
+from output import Parser, conditions, keep, parser, progress, show, system_facts, whole
 from peers import PAIRS, PEERS, installed
 from targets import Target, figure, target_grid
 
@@ -83,7 +83,7 @@ def main() -> int:
     if targets:
         tables.append(("Promised, one thread", target_grid(targets)))
     system = system_facts()
-    show(system, tables, _notes(results), as_markdown=arguments.markdown)
+    show(system, tables, [*_notes(results), *conditions(system, arguments.clock)], as_markdown=arguments.markdown)
     keep(arguments.json, system, {"results": results, "targets": [vars(t) | {"verdict": t.verdict} for t in targets]})
     if missing:
         print(f"not installed, so not compared: {', '.join(missing)}")
@@ -192,8 +192,6 @@ def _notes(results: Sequence[Result]) -> list[str]:
             least = min(found, key=lambda r: r["equal"])
             notes.append(f"{header} {least['equal']:.3f} ({title(least['model'])})")
     lines = ["smallest share of equal predictions: " + ", ".join(notes)]
-    if any(r["clock"] == "cpu" for r in results):
-        lines.append("times are of the CPU, not of the clock on the wall")
     if {r["threads"] for r in results} - {1}:
         lines.append("several threads: windows begin 5 ms apart, so that waiting threads of the other don't take a core")
     if not {"avx512_vnni", "avx_vnni"} & set(cpu_flags()):
