@@ -14,7 +14,7 @@ from cases import TRANSFORMER, model
 from numpy.typing import NDArray
 
 from mlperf_opt.data import load_data
-from mlperf_opt.graph import Graph, GraphBuilder
+from mlperf_opt.graph import Graph, GraphBuilder, split_name
 from mlperf_opt.kernels import machine
 from mlperf_opt.passes import PASSES, PassContext
 from mlperf_opt.passes.prune import Prune
@@ -74,12 +74,17 @@ def node_call(graph: Graph, node: str, rows: int, isa: Isa = "auto") -> tuple[Ca
     np.testing.assert_allclose(executable(x), NUMPY.prepare(graph)(x), rtol=1e-4, atol=1e-3)  # nobody times a broken kernel
     out = np.empty(x.size + rows * 4096, np.float32)  # more than any node of these graphs leaves
     repeat = _REPEATS if rows < _REPEAT_FROM else 1
-    job, given = worker.part(program.spans[node], repeat), x.reshape(-1)
+    job, given = worker.part(program.spans[_reader(program.graph, f"{node}.weight")], repeat), x.reshape(-1)
 
     def run(_kept: Any = executable) -> None:
         machine.run(job, given, out, 0, 0, 0, rows, 1)
 
     return run, repeat
+
+
+def _reader(graph: Graph, weight: str) -> str:
+    """The node that reads a weight: fused with its activation it may have another name than in the graph that was given."""
+    return next(n.output for n in graph.nodes if weight in {split_name(argument)[0] for argument in n.inputs})
 
 
 def attention_call(positions: int) -> tuple[Callable[[], None], int, int]:

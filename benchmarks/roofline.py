@@ -21,7 +21,7 @@ from cases import model
 from output import conditions, keep, parser, progress, show, system_facts
 from parts import attention_call, float_product, int8_product, node_call
 from peaks import Peak, arithmetic_peaks, copy_call, read_call
-from targets import Target, figure, target_grid
+from targets import Target, digits, figure, target_grid
 from windows import CLOCKS, Comparison, compare
 
 from mlperf_opt.graph import Graph
@@ -195,7 +195,7 @@ def _kernel_grid(rows: list[dict[str, Any]]) -> Grid:
         [
             {
                 "kernel": row["kernel"],
-                "us": f"{row['us']:.3g}",
+                "us": digits(row["us"]),
                 "rate": f"{row['rate']:.0f} {row['unit']}",
                 "limit": row["limit"],
                 "share": f"{figure(100 * row['ratio'], '%')} ±{50 * (row['high'] - row['low']):.1f}",

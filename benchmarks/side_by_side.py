@@ -23,7 +23,7 @@ environment.fix_threads()
 from cases import MODELS, PREFILL, title
 from output import Parser, conditions, keep, parser, progress, show, system_facts, whole
 from peers import PAIRS, PEERS, installed
-from targets import Target, figure, target_grid
+from targets import Target, digits, figure, target_grid
 
 from mlperf_opt.errors import did_you_mean
 from mlperf_opt.measure import cpu_flags
@@ -31,6 +31,8 @@ from mlperf_opt.report.grid import Grid, build_grid
 
 BATCHES = {"images": (1, 64, 1024), "tokens": (1, 16)}
 _SECONDS, _SHORT_SECONDS = 1.0, 0.2
+# Random networks have close calls, and PyTorch chooses ranges of its own.
+_LEAST_EQUAL = {"fp32": 0.99, "int8": 0.85}
 _HEADERS = {
     ("ours int8", "ours"): "int8/fp32",
     ("ours", "numpy"): "numpy",
@@ -78,6 +80,7 @@ def main() -> int:
             results.append(_run(job))
         except subprocess.CalledProcessError:  # it has said why
             failed.append(what)
+    failed += [reason for result in results if (reason := broken(result))]
     targets = checks(results)
     tables = [(_caption(n), table([r for r in results if r["threads"] == n])) for n in threads]
     if targets:
@@ -144,7 +147,7 @@ def table(results: Sequence[Result]) -> Grid:
         row = {"model": title(name), "batch": batch}
         for subject, header in (("ours", "fp32 us"), ("ours int8", "int8 us")):
             found = [r["times"][batch]["first_us"] for r in here if r["first"] == subject]
-            row[header] = _digits(median(found)) if found else "-"
+            row[header] = digits(median(found)) if found else "-"
         for pair, header in _HEADERS.items():
             if any((r["first"], r["second"]) == pair for r in results):
                 row[header] = next((_ratio(r["times"][batch]) for r in here if (r["first"], r["second"]) == pair), "-")
@@ -152,14 +155,19 @@ def table(results: Sequence[Result]) -> Grid:
     return build_grid(rows, left=("model",))
 
 
-def _digits(value: float) -> str:
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
 def _ratio(times: dict[str, float]) -> str:
     half = (times["high"] - times["low"]) / 2
     digits = 0 if times["ratio"] >= 100 else 1 if times["ratio"] >= 10 else 2
     return f"{figure(times['ratio'], '')}±{half:.{digits}f}"
+
+
+def broken(result: Result) -> str | None:
+    """Say so where two subjects predict so differently that one of them must be wrong: its times are of nothing."""
+    least = _LEAST_EQUAL["int8" if "int8" in result["first"] + result["second"] else "fp32"]
+    if result["equal"] >= least:
+        return None
+    pair = f"{title(result['model'])}, {result['first']} and {result['second']}"
+    return f"{pair}: {result['equal']:.3f} of the predictions are equal, expected {least:.2f}"
 
 
 def checks(results: Sequence[Result]) -> list[Target]:

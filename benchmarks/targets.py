@@ -41,6 +41,11 @@ def figure(value: float | None, unit: str = "x") -> str:
     return f"{int(value * scale + 1e-9) / scale:.{digits}f}{unit}"
 
 
+def digits(value: float) -> str:
+    """A measured number with three digits, or all of them before the point."""
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
 def target_grid(targets: Sequence[Target]) -> Grid:
     """The promises as a table."""
     rows = [

@@ -87,6 +87,14 @@ def test_promises_are_read_off_the_results_of_one_thread():
     }
 
 
+@pytest.mark.parametrize(
+    "first, equal, is_broken",
+    [("ours", 0.98, True), ("ours", 1.0, False), ("ours int8", 0.9, False), ("ours int8", 0.8, True)],
+)
+def test_a_model_that_predicts_something_else_is_called_broken(first, equal, is_broken):
+    assert bool(side_by_side.broken(_result("mlp", first, "torch", 2.0, equal=equal))) == is_broken
+
+
 def test_the_table_has_a_row_for_each_model_and_batch_and_a_column_for_each_pair():
     grid = side_by_side.table([_result("mlp", "ours", "numpy", 4.0), _result("cnn", "ours", "onnxruntime", 0.5)])
     assert grid.headers == ("model", "batch", "fp32 us", "int8 us", "numpy", "ort fp32")
