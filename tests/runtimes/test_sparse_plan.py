@@ -66,7 +66,7 @@ def _note(graph, **options):
 
 def test_both_choices_are_explained(costs):
     costs(FROM_3_4)
-    assert _note(_graph(zeros=0.9)) == "90 % zeros: sparse is faster here, break-even 78 % for one row, 78 % for many"
+    assert _note(_graph(zeros=0.9)) == "90 % zeros: sparse is faster here, break-even 78 % for one row, 79 % for many"
     assert _note(_graph(zeros=0.5)).startswith("50 % zeros: dense is faster here, break-even 7")
     costs(FROM_3_4, NEVER)
     note = _note(_graph(256, 80))

@@ -56,6 +56,6 @@ def test_a_sparse_packing_that_loses_an_entry(rows, healthy, monkeypatch, pack, 
     healthy(*job)
     monkeypatch.setattr(sparse_ops, pack, _drop_largest(getattr(sparse_ops, pack)))
     status, table, _ = rows(*job)
-    assert status == 0
+    assert status == 1
     assert (table["status"] == "INVALID").all()
     assert table["reasons"].str.contains(fact).all()
