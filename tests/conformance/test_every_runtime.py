@@ -12,7 +12,7 @@ from mlperf_opt.graph import Affine, GraphBuilder
 from mlperf_opt.ops import OPS
 from mlperf_opt.passes import PassContext
 from mlperf_opt.resources import resource_dir
-from mlperf_opt.runtimes import NUMPY, RUNTIMES, complete, greedy, intermediate_values, stepwise
+from mlperf_opt.runtimes import NUMPY, RUNTIMES, RuntimeOptions, complete, greedy, intermediate_values, stepwise
 
 pytestmark = pytest.mark.integration
 
@@ -223,6 +223,15 @@ def test_a_wrong_number_of_inputs_is_refused(runtime):
     graph, inputs = _graph("mlp", "none", False)
     with pytest.raises(GraphError, match="mlp takes 1 inputs, got 2"):
         runtime.prepare(graph)(inputs[:1], inputs[:1])
+
+
+@each_runtime
+@pytest.mark.parametrize("model", MODELS)
+def test_a_batch_of_none_gives_none(runtime, model):
+    graph, inputs = _graph(model, "none", False)
+    expected = NUMPY.prepare(graph)(inputs[:0])
+    assert runtime.prepare(graph)(inputs[:0]).shape == expected.shape
+    assert runtime.configured(RuntimeOptions(threads=2)).prepare(graph)(inputs[:0]).shape == expected.shape
 
 
 @each_runtime

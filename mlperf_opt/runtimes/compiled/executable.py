@@ -124,7 +124,7 @@ class CompiledExecutable:
         if time > self._program.rows:
             self._prepare(padded(time))
         chunk = max(1, self._program.rows // max(time, 1))
-        share = math.ceil(math.ceil(sequences / chunk) / self._threads) * chunk
+        share = max(1, math.ceil(math.ceil(sequences / chunk) / self._threads)) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
         if len(bounds) <= 1:
             return self._run(x, out, 0, sequences, time)
