@@ -94,6 +94,12 @@ def load_bytes(b: Any, address: Any) -> Any:
     return load(b, address, lanes_of(I8))
 
 
+@instruction(u8x16, _ADDRESS, types.int64)
+def load_some_bytes(b: Any, address: Any, count: Any) -> Any:
+    """The first ``count`` lanes from memory, 0 in the others."""
+    return load_first(b, address, lanes_of(I8), tail_mask(b, count), 0)
+
+
 @instruction(u8x16, types.int64)
 def bytes_of(b: Any, value: Any) -> Any:
     """One uint8 in all lanes."""

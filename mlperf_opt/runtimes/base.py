@@ -76,7 +76,13 @@ class Executable(Protocol):
         ...
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
-        """Run node by node and tell the observer of each; slower than a call, and the same result."""
+        """Run node by node and tell the observer of each; slower than a call, and the same result.
+
+        float32 layers that run sparse give it within rounding: what is sparse depends on how many rows run at once.
+
+        Raises:
+            GraphError: inputs that a call would refuse, too.
+        """
         ...
 
     def start(self, batch: int, max_length: int) -> Session:

@@ -20,7 +20,7 @@ from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
 from mlperf_opt.runtimes.compiled.program import Program
-from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
+from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes, as_floats
 from mlperf_opt.runtimes.session import Run, StateSession, check_limits, check_tokens
 
 Array = NDArray[Any]
@@ -99,7 +99,7 @@ class CompiledExecutable:
             raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
         (x,) = inputs
         if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
-            raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
+            self._check(x)  # says it
         if self._is_rows and (self._threads == 1 or len(x) <= self._program.rows):
             rows = len(x)
             out = np.empty(rows * self._out_count, np.float32)
@@ -115,9 +115,13 @@ class CompiledExecutable:
             check_tokens(self.graph, x)  # says it
         leading = x.shape[: self._leading]
         out = np.empty(-(-math.prod(leading) * self._out_count * self._out_dtype.itemsize // 4), np.float32)
-        if not self._spread(x.ravel().view(np.float32), out, sequences, time):
+        if not self._spread(as_floats(x), out, sequences, time):
             check_tokens(self.graph, x)  # says which
         return out.view(self._out_dtype)[: math.prod(leading) * self._out_count].reshape(*leading, *self._out_row)
+
+    def _check(self, x: Array) -> None:
+        if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
+            raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
 
     def _spread(self, x: Array, out: Array, sequences: int, time: int) -> bool:
         """Run whole chunks on all threads (a batch is cut alike for any number of them). False for an unknown token."""
@@ -138,9 +142,14 @@ class CompiledExecutable:
     def observe(self, observer: Observer, *inputs: Array) -> Array:
         if len(inputs) != 1:
             raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
-        x = np.ascontiguousarray(inputs[0])
+        (x,) = inputs
+        self._check(x)
+        if self._dtype.kind == "i":
+            check_tokens(self.graph, x)
+        if self.graph.state:
+            check_limits(self.graph, *x.shape)
         rows = math.prod(x.shape[:2]) if self._timed else len(x)
-        program = Program(self.graph, padded(rows), LOWERINGS, self._isa, self._sparse)
+        program = Program(self.graph, padded(max(rows, 1)), LOWERINGS, self._isa, self._sparse)
         return observe(self.graph, program, self._state(*x.shape[:2]) if self.graph.state else {}, x, observer)
 
     def start(self, batch: int, max_length: int) -> StateSession:
