@@ -199,6 +199,7 @@ def measure(
         "noise_high": timing.noise_high,
         "reference_max_abs_diff": reference,
         "state_bytes": subject.state_bytes(),
+        "plan": "; ".join(f"{node}: {note}" for node, note in subject.executable.notes.items()) or None,
         "peak_activation_bytes": subject.peak_bytes(),
     }
     if data.task == "completion":

@@ -9,6 +9,7 @@ from mlperf_opt.kernels import amx as _amx
 from mlperf_opt.kernels import attention as _attention
 from mlperf_opt.kernels import elementwise as _elementwise
 from mlperf_opt.kernels import images as _images
+from mlperf_opt.kernels import sparse as _sparse
 from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, WIDTH, field
 from mlperf_opt.kernels.jit import kernel
 from mlperf_opt.kernels.product import PIXELS
@@ -18,13 +19,15 @@ from mlperf_opt.kernels.simd import load_int, store_int
 (
     PRODUCT, RELU, GELU, ADD, SOFTMAX, LAYER_NORM, EMBEDDING, POSITION_TABLE, QUANTIZE, ROW_GRIDS, PACK_IMAGE, UNPACK_IMAGE,
     QUANTIZE_IMAGE, MAX_POOL, AVERAGE_POOL, ATTENTION, CACHE_WRITE, CACHED_ATTENTION, COPY, TILE_PRODUCT,
-) = range(20)  # fmt: skip
+    SPARSE_PRODUCT,
+) = range(21)  # fmt: skip
 _INSTRUCTION_BYTES = 8 * WIDTH
 # A job: what `run` wants to know, as int64 at these places.
 PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP = range(6)
 JOB_WIDTH = 6
 
 TILE_ROWS = _amx.ROWS
+_product_if_sparse = _sparse.sparse_product
 _product_on_tiles = _amx.product_on_tiles
 _relu, _gelu, _add, _softmax = _elementwise.relu, _elementwise.gelu, _elementwise.add_rows, _elementwise.softmax
 _layer_norm, _embedding, _positions = _elementwise.layer_norm, _elementwise.embedding, _elementwise.positions
@@ -40,6 +43,8 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
     """One instruction, on ``sequences`` x ``time`` rows. False where its input is out of range."""
     rows = sequences * time
     opcode = field(instruction, 0)
+    if opcode == SPARSE_PRODUCT:  # the dense product's opcode, where that is to run instead
+        opcode = _product_if_sparse(instruction, memories, rows)
     if opcode == PRODUCT or (opcode == TILE_PRODUCT and rows < TILE_ROWS and field(instruction, PIXELS) == 0):
         _product(instruction, memories, rows)
     elif opcode == TILE_PRODUCT:

@@ -66,7 +66,7 @@ def _is_integer(kind: int) -> bool:
     return kind in (INT8, INT8_PORTABLE)
 
 
-def _multiply_add(b: ir.IRBuilder, kind: int, total: Any, x: Any, weight: Any) -> Any:
+def multiply_accumulate(b: ir.IRBuilder, kind: int, total: Any, x: Any, weight: Any) -> Any:
     """One step of 16 accumulators; ``x`` is one group in all lanes."""
     if not _is_integer(kind):
         return call(b, "llvm.fma.v16f32", total.type, x, weight, total)
@@ -120,7 +120,7 @@ def _accumulate(
             for r in range(rows):
                 value = splat(b, load(b, b.add(starts[r], offset), I32 if integer else F32))
                 for p in range(panels):
-                    b.store(_multiply_add(b, kind, b.load(sums[r][p]), value, weights[p]), sums[r][p])
+                    b.store(multiply_accumulate(b, kind, b.load(sums[r][p]), value, weights[p]), sums[r][p])
         b.store(b.add(first, b.mul(groups, number(GROUP_BYTES[kind]))), reader)
     return [[b.load(slot) for slot in row] for row in sums]
 

@@ -41,8 +41,8 @@ def _gelu(x: Array) -> Array:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form of Hendrycks and Gimpel, arXiv:1606.08415."""
     y = _gelu_inner(x)
     y += 1
+    y *= 0.5  # before x: twice a large x is no float32
     y *= x
-    y *= 0.5
     return y
 
 

@@ -6,7 +6,7 @@ prefill of whole sequences), and can be started as a session that keeps its stat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mlperf_opt.graph import Graph, Node
 
 Array = NDArray[Any]
+Sparse = Literal["auto", "never", "always"]
 Isa = Literal["auto", "vnni", "portable"]
 Observer = Callable[[Node, Array, int], None]  # (node, its value, nanoseconds it took)
 
@@ -56,6 +57,11 @@ class Executable(Protocol):
     graph: Graph
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """What was decided about how a node runs, in words, by the node's name; only where there was a choice."""
+        ...
+
+    @property
     def workspace_bytes(self) -> int:
         """Bytes of activations that were allocated once, before the first call; a call's own come on top."""
         ...
@@ -90,10 +96,13 @@ class RuntimeOptions:
         threads: for batch work; results don't depend on it.
         isa: of int8 products: auto (the fastest instructions that the CPU has), vnni (at most AVX-512 VNNI, no AMX) or
             portable (none made for them). The results are the same.
+        sparse: how pruned linear layers run: auto (sparse where a layer of half zeros or more is faster so on this machine),
+            never or always. int8 results are the same, float32 ones within rounding.
     """
 
     threads: int = 1
     isa: Isa = "auto"
+    sparse: Sparse = "auto"
 
 
 @dataclass(frozen=True)

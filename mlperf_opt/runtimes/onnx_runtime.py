@@ -6,6 +6,7 @@ What runs is exactly what `export` writes. onnxruntime fuses and reorders as it 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -47,6 +48,10 @@ class OnnxExecutable:
         self._session = _Session(export(graph) if data is None else data, threads, fuse)
         self._arity = len(graph.inputs) - (1 if graph.state else 0)  # a call makes the lengths itself
         self._tokens = next(name for name in graph.inputs if name != LENGTHS)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        return {}
 
     @property
     def workspace_bytes(self) -> int:

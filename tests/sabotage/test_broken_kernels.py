@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mlperf_opt.runtimes.compiled import lowerings, products
+from mlperf_opt.runtimes.compiled import lowerings, products, sparse_ops
 from mlperf_opt.runtimes.compiled.program import Program
 
 pytestmark = pytest.mark.integration
@@ -42,6 +42,20 @@ def test_a_wrong_kernel_differs_from_the_numpy_runtime(rows, healthy, monkeypatc
     healthy(*job)
     BROKEN[what](monkeypatch)
     status, table, _ = rows(*job)
-    assert status == 0
+    assert status == 1
     assert (table["status"] == "INVALID").all()
     assert table["reasons"].str.contains("differs from the numpy runtime").all()
+
+
+@pytest.mark.parametrize(
+    "pack, fact", [("pack_few", "differs from the quality run"), ("pack_many", "differs from the numpy runtime")]
+)
+def test_a_sparse_packing_that_loses_an_entry(rows, healthy, monkeypatch, pack, fact):
+    """The packing for one row runs in the timed queries alone, that for many wherever there is a batch."""
+    job = ["model=mlp", "passes=[prune]", "passes.prune.sparsity=0.5", "runtime.sparse=always"]
+    healthy(*job)
+    monkeypatch.setattr(sparse_ops, pack, _drop_largest(getattr(sparse_ops, pack)))
+    status, table, _ = rows(*job)
+    assert status == 1
+    assert (table["status"] == "INVALID").all()
+    assert table["reasons"].str.contains(fact).all()

@@ -2,6 +2,7 @@
 
 program.py     Graph -> instructions, constants, arena; `lowerings.py` is the table of ops
 executable.py  call, threads, sessions; `worker.py` is one thread's memory; `observe.py` runs node by node
+sparse_ops.py  which linear layers run sparse, by `break_even.py`; `sparse_packing.py` packs them
 kernels/       the machine and its kernels
 """
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, POSITION, Graph, fuse_graph
 from mlperf_opt.kernels import machine
-from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions
+from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions, Sparse
 from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
@@ -28,14 +30,23 @@ _LEAST_ROWS, _MOST_ROWS = 16, 288
 _WHOLE_TILES = 96
 
 
+class _Own(threading.local):
+    """The memory of the thread that asks: calls from several threads, ours or the user's, don't meet."""
+
+    def __init__(self, program: Program, constants: Array) -> None:
+        self._worker = Worker(program, constants)
+        self.address = self._worker.address
+
+
 class CompiledExecutable:
-    """A graph lowered once; a call is one native call (one a thread)."""
+    """A graph lowered once; a call is one native call (one a thread). It can be called from several threads at once."""
 
     def __init__(self, graph: Graph, options: RuntimeOptions) -> None:
         self.graph = graph
         self._fused = fuse_graph(graph).graph  # what runs; `observe` tells of the nodes of the graph as it was given
         self._threads = options.threads
         self._isa: Isa = options.isa
+        self._sparse: Sparse = options.sparse
         self._spec = graph.specs[graph.outputs[0]]
         self._timed = "T" in next(iter(graph.inputs.values())).shape
         self._inputs = [name for name in graph.inputs if name != LENGTHS]
@@ -69,11 +80,14 @@ class CompiledExecutable:
         return int(np.clip(rows // step * step, _LEAST_ROWS, _MOST_ROWS))
 
     def _prepare(self, rows: int) -> None:
-        self._program = Program(self._fused, rows, LOWERINGS, isa=self._isa)
+        self._program = Program(self._fused, rows, LOWERINGS, self._isa, self._sparse)
         self._constants = aligned_bytes(self._program.constants.nbytes)
         self._constants[:] = self._program.constants
-        self._workers = [Worker(self._program, self._constants) for _ in range(self._threads)]
-        self._first = self._workers[0].address
+        self._own = _Own(self._program, self._constants)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        return self._program.notes
 
     @property
     def workspace_bytes(self) -> int:
@@ -89,7 +103,7 @@ class CompiledExecutable:
         if self._is_rows and (self._threads == 1 or len(x) <= self._program.rows):
             rows = len(x)
             out = np.empty(rows * self._out_count, np.float32)
-            machine.run(self._first, x.ravel(), out, 0, 0, 0, rows, 1)
+            machine.run(self._own.address, x.ravel(), out, 0, 0, 0, rows, 1)
             return out.reshape(rows, *self._out_row)
         if self.graph.state:
             rows, length = x.shape
@@ -122,18 +136,18 @@ class CompiledExecutable:
         share = math.ceil(math.ceil(sequences / chunk) / self._threads) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
         if len(bounds) <= 1:
-            return machine.run(self._first, x, out, 0, 0, 0, sequences, time)
-        jobs = [
-            self._pool.submit(machine.run, worker.address, x, out, 0, 0, first, last, time)
-            for worker, (first, last) in zip(self._workers, bounds, strict=False)
-        ]
+            return self._run(x, out, 0, sequences, time)
+        jobs = [self._pool.submit(self._run, x, out, first, last, time) for first, last in bounds]
         known = [job.result() for job in jobs]  # every one, so that no thread is left running
         return all(known)
+
+    def _run(self, x: Array, out: Array, first: int, last: int, time: int) -> bool:
+        return machine.run(self._own.address, x, out, 0, 0, first, last, time)
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
         x = np.ascontiguousarray(self._checked(inputs))
         rows = math.prod(x.shape[:2]) if self._timed else len(x)
-        program = Program(self.graph, padded(rows), LOWERINGS, isa=self._isa)
+        program = Program(self.graph, padded(rows), LOWERINGS, self._isa, self._sparse)
         return observe(self.graph, program, self._state(*x.shape[:2]) if self.graph.state else {}, x, observer)
 
     def start(self, batch: int, max_length: int) -> StateSession:

@@ -24,6 +24,7 @@ from mlperf_opt.runtimes.compiled.packing import (
     segments_of,
 )
 from mlperf_opt.runtimes.compiled.program import Program
+from mlperf_opt.runtimes.compiled.sparse_ops import plan_codes, plan_floats
 
 Array = NDArray[Any]
 _TILE_FROM = 48  # inputs of a segment: with fewer, most of a 64-byte tile would be filled up
@@ -70,6 +71,7 @@ def lower_float(program: Program, node: Node) -> None:
     stored, scale = program.stored(argument)
     x, weight, (image_step, line_step, row_step, lines, pixels, segment_step) = _geometry(program, node, stored)
     columns, segments, k = weight.shape
+    plan = plan_floats(program, node, weight, scale)
     kind = {"float32": FLOAT, "float16": HALF, "int8": CODES}[str(stored.dtype)]
     if kind == HALF and "f16c" not in features():
         kind, weight = FLOAT, weight.astype(np.float32)
@@ -79,11 +81,13 @@ def lower_float(program: Program, node: Node) -> None:
     scratch = program.scratch(8 * LANES * 4 * segments * k) if kind != FLOAT else 0
     program.emit(
         machine.PRODUCT, kind, _input_start(node, x, stored), image_step, line_step, row_step, lines, pixels,
-        segments, segment_step, k, program.constant(pack_floats(weight)), panels_of(columns), out.start(), *_out_steps(out),
-        columns, program.constant(per_column(program.weight(bias) if bias else np.zeros(columns), columns, np.float32)),
+        segments, segment_step, k, program.constant(pack_floats(plan.dense(weight))), panels_of(columns), out.start(),
+        *_out_steps(out), columns,
+        program.constant(per_column(program.weight(bias) if bias else np.zeros(columns), columns, np.float32)),
         program.constant(per_column(np.ones(columns) if scale is None else scale, columns, np.float32)), float_bits(low),
         0, 0, 0, 0, 0, 0, 0, 0, scratch,
     )  # fmt: skip
+    plan.attach(program)
     _activate(program, node, out)
 
 
@@ -92,6 +96,7 @@ def lower_codes(program: Program, node: Node) -> None:
     codes = program.weight(node.argument("weight"))
     x, weight, (image_step, line_step, row_step, lines, pixels, segment_step) = _geometry(program, node, codes)
     columns, segments, k = weight.shape
+    plan = plan_codes(program, node, weight)
     on_tiles = amx.available() and program.isa == "auto" and k >= _TILE_FROM
     groups = -(-k // GROUP)
     if on_tiles:
@@ -126,13 +131,14 @@ def lower_codes(program: Program, node: Node) -> None:
     program.emit(
         machine.TILE_PRODUCT if on_tiles else machine.PRODUCT, INT8 if vnni else INT8_PORTABLE,
         _input_start(node, x, codes), image_step, line_step, row_step, lines, pixels,
-        segments, segment_step, groups, program.constant(pack_int8(weight, groups)), panels_of(columns), out.start(),
-        *_out_steps(out), columns, program.constant(per_column(integer, columns, np.int32)),
+        segments, segment_step, groups, program.constant(pack_int8(plan.dense(weight), groups)), panels_of(columns),
+        out.start(), *_out_steps(out), columns, program.constant(per_column(integer, columns, np.int32)),
         program.constant(per_column(scale, columns, np.float32)), float_bits(low), 1 if y_scale else 0, y_zero,
         row_scale, row_zero, scale_step if codes.ndim == 4 else 0, 0 if codes.ndim == 4 else scale_step,
         program.constant(per_column(sums, columns, np.int32)), program.constant(per_column(real, columns, np.float32)),
         program.scratch(amx.SCRATCH_BYTES) if on_tiles else 0, program.constant(amx.configuration(rows)) if on_tiles else 0,
     )  # fmt: skip
+    plan.attach(program)
     _activate(program, node, out)
 
 

@@ -13,7 +13,7 @@ from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import Affine, Graph, Node, split_name
 from mlperf_opt.kernels import machine
 from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, OUTPUT, WIDTH, reference
-from mlperf_opt.runtimes.base import Isa
+from mlperf_opt.runtimes.base import Isa, Sparse
 from mlperf_opt.runtimes.compiled.layout import (
     LINE,
     Arena,
@@ -42,10 +42,11 @@ class Program:
         notes: node name -> what the plan decided about it, in words.
     """
 
-    def __init__(self, graph: Graph, rows: int, lowerings: dict[str, Lower], isa: Isa) -> None:
+    def __init__(self, graph: Graph, rows: int, lowerings: dict[str, Lower], isa: Isa, sparse: Sparse = "auto") -> None:
         self.graph = graph
         self.rows = rows
         self.isa = isa
+        self.sparse = sparse
         self.arena = Arena(rows)
         self.values: dict[str, Value] = dict([input_value(graph)])
         self.made: dict[str, Value] = {}
@@ -80,6 +81,15 @@ class Program:
     def emit(self, opcode: int, *fields: int) -> None:
         """Append an instruction."""
         self._emitted.append([opcode, *(int(f) for f in fields)])
+
+    def latest(self) -> list[int]:
+        """The latest instruction: its opcode and fields."""
+        return self._emitted[-1]
+
+    def amend(self, opcode: int, last: int) -> None:
+        """Change the opcode of the latest instruction, and set its last field."""
+        fields = self._emitted[-1]
+        self._emitted[-1] = [opcode, *fields[1:], *[0] * (WIDTH - 1 - len(fields)), last]
 
     def constant(self, array: Array) -> int:
         """Put an array into the pool and return its reference."""
