@@ -216,6 +216,12 @@ def larger(b: Any, x: Any, y: Any) -> Any:
 
 
 @instruction(f32x16, f32x16, f32x16)
+def largest_or_nan(b: Any, x: Any, y: Any) -> Any:
+    """The larger of each pair, not a number where one of them is none: as numpy.maximum."""
+    return b.select(b.fcmp_unordered("uno", y, y), y, b.select(b.fcmp_ordered("<", x, y), y, x))
+
+
+@instruction(f32x16, f32x16, f32x16)
 def smaller(b: Any, x: Any, y: Any) -> Any:
     """x where it is smaller or not a number, else y."""
     return b.select(b.fcmp_ordered(">", x, y), y, x)

@@ -51,8 +51,8 @@ class StateSession:
         for row, count in enumerate(counts.tolist()):
             if not 1 <= count <= time:
                 raise SessionError(f"row {row}: a prompt of {count} tokens; expected 1 to {time}")
-        # What pads all rows is left out: a runtime has room for as many places as the session, and no more.
-        logits = self._advance(tokens[:, : counts.max()], counts)  # (N, T, V)
+        # what lies behind the longest row is padding: it costs time, and a runtime has no room for more than the cache
+        logits = self._advance(tokens[:, : int(counts.max())], counts)  # (N, T, V)
         return logits[np.arange(self._batch), counts - 1]
 
     def decode(self, tokens: Array) -> Array:

@@ -96,10 +96,10 @@ class CompiledExecutable:
     def __call__(self, *inputs: Array) -> Array:
         # The checks stand here and not in a method: for a small network a call of that costs as much as a layer.
         if len(inputs) != 1:
-            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
-        (x,) = inputs
+            self._checked(inputs)
+        x = inputs[0]
         if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
-            self._check(x)  # says it
+            self._checked(inputs)
         if self._is_rows and (self._threads == 1 or len(x) <= self._program.rows):
             rows = len(x)
             out = np.empty(rows * self._out_count, np.float32)
@@ -119,9 +119,14 @@ class CompiledExecutable:
             check_tokens(self.graph, x)  # says which
         return out.view(self._out_dtype)[: math.prod(leading) * self._out_count].reshape(*leading, *self._out_row)
 
-    def _check(self, x: Array) -> None:
+    def _checked(self, inputs: tuple[Array, ...]) -> Array:
+        """Return the input, or say what is wrong with it."""
+        if len(inputs) != 1:
+            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
+        (x,) = inputs
         if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
             raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
+        return x
 
     def _spread(self, x: Array, out: Array, sequences: int, time: int) -> bool:
         """Run whole chunks on all threads (a batch is cut alike for any number of them). False for an unknown token."""
@@ -140,10 +145,7 @@ class CompiledExecutable:
         return machine.run(self._own.address, x, out, 0, 0, first, last, time)
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
-        if len(inputs) != 1:
-            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
-        (x,) = inputs
-        self._check(x)
+        x = self._checked(inputs)
         if self._dtype.kind == "i":
             check_tokens(self.graph, x)
         if self.graph.state:
