@@ -28,6 +28,7 @@ Array = NDArray[Any]
 _CACHE_BYTES = 768 * 1024
 _LEAST_ROWS, _MOST_ROWS = 16, 288
 _WHOLE_TILES = 96
+_WORTH_THREADS = 10_000_000  # multiply-accumulates of a call: with fewer, handing over costs more than is won
 
 
 class _Own(threading.local):
@@ -61,6 +62,7 @@ class CompiledExecutable:
         self._out_dtype = np.dtype(self._spec.dtype)
         self._out_count = math.prod(self._out_row)
         self._is_rows = not self._timed and not graph.state and self._spec.dtype == "float32" == self._input.dtype
+        self._row_macs = graph.macs({"N": 1, "T": 1, "L": 1})
         self._prepare(self._rows())
 
     @cached_property
@@ -135,7 +137,7 @@ class CompiledExecutable:
         chunk = max(1, self._program.rows // max(time, 1))
         share = max(1, math.ceil(math.ceil(sequences / chunk) / self._threads)) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
-        if len(bounds) <= 1:
+        if len(bounds) <= 1 or sequences * time * self._row_macs < _WORTH_THREADS:
             return self._run(x, out, 0, sequences, time)
         jobs = [self._pool.submit(self._run, x, out, first, last, time) for first, last in bounds]
         known = [job.result() for job in jobs]  # every one, so that no thread is left running
