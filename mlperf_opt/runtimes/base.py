@@ -121,6 +121,7 @@ class Runtime:
         options: how.
         require: raises `ConfigError` if what it needs isn't installed: asked before any work.
         notice: what to tell whoever waits for the first graph to be prepared, "" if it takes no time.
+        exact: whether arithmetic on codes gives the same bits as in the numpy runtime.
         traced: whether what a call allocates is seen by tracemalloc, so that its peak can be measured.
     """
 
@@ -129,6 +130,7 @@ class Runtime:
     options: RuntimeOptions = RuntimeOptions()
     require: Callable[[], None] = lambda: None
     notice: Callable[[], str] = lambda: ""
+    exact: bool = False
     traced: bool = True
 
     def prepare(self, graph: Graph) -> Executable:
