@@ -15,24 +15,34 @@ from pathlib import Path
 
 
 @cache
-def cache_folder() -> Path:
-    """Return the folder: below XDG_CACHE_HOME or ~/.cache, one per version of the sources, of numba and of Python."""
+def cache_folder() -> Path | None:
+    """Return the folder: below XDG_CACHE_HOME or ~/.cache, one per version of the sources, of numba and of Python.
+
+    A relative XDG_CACHE_HOME is ignored, as its specification says; None where there is no home either.
+    """
     digest = hashlib.sha256(f"{version('numba')} {platform.python_version()}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    wanted = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        base = wanted if wanted.is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
     return base / "mlperf_opt" / digest.hexdigest()[:16]
 
 
 def is_compiled() -> bool:
     """Return whether a process before this one has compiled the kernels."""
-    return any(cache_folder().glob("*/*.nbc"))
+    folder = cache_folder()
+    return folder is not None and any(folder.glob("*/*.nbc"))
 
 
 @cache
 def writable_folder() -> Path | None:
     """Return the folder, made if need be; None where it can't be written: kernels are then compiled in every process."""
     folder = cache_folder()
+    if folder is None:
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

@@ -94,8 +94,8 @@ def check_tokens(graph: Graph, tokens: Array) -> None:
     for node in graph.nodes:
         if node.op in ("embedding", "qembedding"):
             embedding.check_tokens(tokens, int(graph.specs[node.argument("table")].shape[0]))
-    if not graph.state and graph.context is not None and tokens.shape[-1] > graph.context:
-        raise GraphError(f"positions: {tokens.shape[-1]} tokens, but the model knows {graph.context} places")
+    if not graph.state and graph.context is not None and tokens.shape[1] > graph.context:
+        raise GraphError(f"positions: {tokens.shape[1]} tokens, but the model knows {graph.context} places")
 
 
 def zero_state(graph: Graph, batch: int, max_length: int) -> dict[str, Array]:

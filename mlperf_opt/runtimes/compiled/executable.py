@@ -35,8 +35,13 @@ class _Own(threading.local):
     """The memory of the thread that asks: calls from several threads, ours or the user's, don't meet."""
 
     def __init__(self, program: Program, constants: Array) -> None:
+        self.rows = program.rows
         self._worker = Worker(program, constants)
         self.address = self._worker.address
+
+
+def _run(own: _Own, x: Array, out: Array, first: int, last: int, time: int) -> bool:
+    return machine.run(own.address, x, out, 0, 0, first, last, time)
 
 
 class CompiledExecutable:
@@ -62,6 +67,7 @@ class CompiledExecutable:
         self._out_dtype = np.dtype(self._spec.dtype)
         self._out_count = math.prod(self._out_row)
         self._is_rows = not self._timed and not graph.state and self._spec.dtype == "float32" == self._input.dtype
+        self._preparing = threading.Lock()
         self._row_macs = graph.macs({"N": 1, "T": 1, "L": 1})
         self._prepare(self._rows())
 
@@ -132,19 +138,18 @@ class CompiledExecutable:
 
     def _spread(self, x: Array, out: Array, sequences: int, time: int) -> bool:
         """Run whole chunks on all threads (a batch is cut alike for any number of them). False for an unknown token."""
-        if time > self._program.rows:
-            self._prepare(padded(time))
-        chunk = max(1, self._program.rows // max(time, 1))
+        with self._preparing:
+            if time > self._own.rows:
+                self._prepare(padded(time))
+        own = self._own  # another thread may prepare for longer sequences meanwhile
+        chunk = max(1, own.rows // max(time, 1))
         share = max(1, math.ceil(math.ceil(sequences / chunk) / self._threads)) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
         if len(bounds) <= 1 or sequences * time * self._row_macs < _WORTH_THREADS:
-            return self._run(x, out, 0, sequences, time)
-        jobs = [self._pool.submit(self._run, x, out, first, last, time) for first, last in bounds]
+            return _run(own, x, out, 0, sequences, time)
+        jobs = [self._pool.submit(_run, own, x, out, first, last, time) for first, last in bounds]
         known = [job.result() for job in jobs]  # every one, so that no thread is left running
         return all(known)
-
-    def _run(self, x: Array, out: Array, first: int, last: int, time: int) -> bool:
-        return machine.run(self._own.address, x, out, 0, 0, first, last, time)
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
         x = self._checked(inputs)
@@ -172,9 +177,10 @@ class CompiledExecutable:
 
     def _bind(self, batch: int, length: int, state: dict[str, Array]) -> Run:
         """Return a function that runs the program on that state."""
-        if length > self._program.rows:
-            self._prepare(padded(length))
-        worker = Worker(self._program, self._constants, state, length)
+        with self._preparing:
+            if length > self._program.rows:
+                self._prepare(padded(length))
+            worker = Worker(self._program, self._constants, state, length)
         vocabulary = self._out_row[-1]
 
         here, added = np.zeros(batch, np.int64), np.zeros(batch, np.int64)

@@ -179,6 +179,7 @@ def last_readers(graph: Graph) -> Mapping[str, str]:
         for name in node.inputs:
             if name in made:
                 last[name] = node.output
+    last |= dict.fromkeys(graph.outputs, graph.nodes[-1].output)  # the caller reads them at the end
     order = {node.output: i for i, node in enumerate(graph.nodes)}
     for node in reversed(graph.nodes):
         if node.op == "flatten":  # another view of the same memory
