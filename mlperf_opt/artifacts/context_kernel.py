@@ -42,11 +42,11 @@ CELLS = _EXPONENT + _MAX_EXPONENT + 1
 _W_COLUMN, _W_ROW, _W_ZERO, _W_SIGN, _W_SIZE, _W_EXPONENT = 0, 3, 4, 10, 13, 17
 # how far each input is believed before anything is known, in units of 1 / ONE: found on pruned LeNets
 FIRST_WEIGHTS = (
-    *(16000, 50000, 0),
+    *(14000, 36000, -3000),
     65536,
-    *(10000, 12000, 22000, 16000, 16000, 0),
-    *(26000, 26000, 26000),
-    *(6500, 23000, 20000, 16000),
+    *(7000, 9000, 22000, 6000, 9000, -10000),
+    *(36000, 15000, 15000),
+    *(5000, 23000, 18000, 10000),
     65536,
 )
 
