@@ -5,9 +5,9 @@ with a probability mixed from several opinions: of the row, the column, the colu
 the same decision went in the same surroundings. There is no table to store, and where the zeros lie is paid for only as far
 as it is a surprise. The units of a layer are described by the matrix before it: a neuron with few inputs has few outputs.
 
-Sources: significance, sign and unary magnitudes with adaptive contexts are CABAC's (Marpe, Schwarz, Wiegand 2003), for weights
-DeepCABAC's (Wiedemann et al., arXiv:1907.11900); mixing opinions in the logistic domain by online gradient descent is PAQ's
-(Mahoney 2005, lpaq1); a cell's rate 1 / (n + 2) is that of the Krichevsky-Trofimov family. docs/format.md gives it exactly.
+Sources: significance, sign and unary magnitudes with adaptive contexts are CABAC's (Marpe, Schwarz, Wiegand 2003), for
+weights DeepCABAC's (Wiedemann et al., arXiv:1907.11900); mixing opinions in the logistic domain by online gradient descent
+is PAQ's (Mahoney 2005, lpaq1). docs/format.md gives everything exactly.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class ContextEncoder:
         codes = array.astype(np.int64)
         centre = _commonest(codes)
         values = codes - centre
-        if 2 * np.count_nonzero(values) > values.size and int(np.abs(values).max()) > _DENSE_MAGNITUDE:
+        if 3 * np.count_nonzero(values) > values.size and int(np.abs(values).max()) > _DENSE_MAGNITUDE:
             return None
         trials = [self._write(values, centre, rate, _has_sign(array.dtype, centre)) for rate in range(len(_RATES))]
         return min(trials, key=lambda trial: trial.bits)  # of equals the first
@@ -88,12 +88,8 @@ class ContextEncoder:
     def finish(self) -> bytes:
         """Return the stream: any number in the coder's last interval ends it, so the one of the fewest bytes."""
         low, high = (int(value) for value in self._coder.registers[:2])
-        for length in range(_TAIL_BYTES + 1):
-            step = 1 << 32 - 8 * length
-            number = -(-low // step)
-            if number * step <= high:
-                break
-        return bytes(self._stream) + number.to_bytes(length)
+        length = next(length for length in range(_TAIL_BYTES + 1) if -(-low >> 32 - 8 * length) << 32 - 8 * length <= high)
+        return bytes(self._stream) + (-(-low >> 32 - 8 * length)).to_bytes(length)
 
     def _write(self, values: Array, centre: int, rate: int, has_sign: bool) -> Trial:
         registers = self._coder.registers.copy()
@@ -107,7 +103,7 @@ class ContextEncoder:
         if code(int(values.any()), 1):
             code(rate, 2)
             grid = _grid(values)
-            live = [grid.any(axis).astype(np.int64) for axis in (0, 1)]
+            live = [np.asarray(grid.any(axis), np.int64) for axis in (0, 1)]
             flags = [code(int(not some.all()), 1) for some in live]
             link.array(grid, _strides(values.shape, profile.size), _RATES[rate], has_sign, profile, flags, live)
         end = link.registers
@@ -202,13 +198,13 @@ class _Link:
         if not profile.size or columns % profile.size:
             profile = np.zeros(0, np.int64)
         values = self._flat(grid.ravel())
-        zeros = [np.zeros(count, np.int64) for count in (columns, 8, 4, self._kernels.CELLS, self._kernels.CELLS)]
-        hits, inputs, touched, cells, seen = (self._flat(array) for array in zeros)
+        zeros = [np.zeros(count, np.int64) for count in (columns, 8, 4, self._kernels.CELLS, self._kernels.CELLS, 9)]
+        hits, inputs, touched, cells, seen, around = (self._flat(array) for array in zeros)
         weights = self._flat(np.array(self._kernels.FIRST_WEIGHTS, np.int64))
         shape = (rows, columns, *strides, rate, int(has_sign), self._flat(profile), columns // max(profile.size, 1))
         live_columns, live_rows = (self._flat(some) for some in live)
         squash, stretch = _tables()
-        state = (inputs, weights, touched, cells, seen, squash, stretch, self._registers, self._stream)
+        state = (inputs, weights, touched, cells, seen, squash, stretch, self._registers, self._stream, around)
         self._kernels.code_array(values, *shape, *dead, live_columns, live_rows, hits, *state, self._decoding)
         return np.asarray(values, np.int64)
 
@@ -256,7 +252,7 @@ def _strides(shape: tuple[int, ...], units: int) -> tuple[int, int]:
         side = math.isqrt(area)
         return (side, _bounded(area)) if 1 < side <= _MAX_STRIDE and side * side == area else (0, 0)
     side = math.isqrt(columns)
-    return (_bounded(side), 0) if 1 < side and side * side == columns else (0, 0)
+    return (_bounded(side), 0) if side > 1 and side * side == columns else (0, 0)
 
 
 def _bounded(stride: int) -> int:

@@ -38,6 +38,10 @@ _SIGN_NEAR, _SIGN_FAR, _SIGN_LAST = 160, 169, 196
 _SIZE, _SIZE_CELLS, _EXPONENT = 200, 48, 1000
 CELLS = _EXPONENT + _MAX_EXPONENT + 1
 
+# the places around a place: to the left, a row of the image or filter up, a channel before, and twice as far
+LEFT, UP, BEHIND, LEFT2, UP_LEFT, UP_RIGHT, LEFT3, UP2, BEHIND2 = range(9)
+_CROWD = 6  # the first of them are the crowd
+
 # the mixers: where the weights of each kind of decision begin
 _W_COLUMN, _W_ROW, _W_ZERO, _W_SIGN, _W_SIZE, _W_EXPONENT = 0, 3, 4, 10, 13, 17
 # how far each input is believed before anything is known, in units of 1 / ONE: found on pruned LeNets
@@ -126,8 +130,8 @@ def _code_liveness(
 ) -> None:
     """Code which columns hold anything, from those before and from what the profile says of their unit."""
     total = 0
-    for hits in profile:
-        total += hits
+    for unit in range(len(profile)):
+        total += profile[unit]
     for c in range(columns):
         left = live[c - 1] if c > 0 else 0
         left2 = live[c - 2] if c > 1 else 0
@@ -175,6 +179,68 @@ def _code_golomb(value: int, rate: int, state: Any, decoding: int) -> int:
 
 
 @kernel()
+def _look_around(values: Any, o: int, c: int, near: int, far: int, around: Any) -> None:
+    """Read the places around place ``o`` of column ``c`` that are known already, 0 outside the row."""
+    around[LEFT] = values[o - 1] if c > 0 else 0
+    around[LEFT2] = values[o - 2] if c > 1 else 0
+    around[LEFT3] = values[o - 3] if c > 2 else 0
+    around[UP] = values[o - near] if 0 < near <= c else 0
+    around[UP_LEFT] = values[o - near - 1] if 0 < near < c else 0
+    around[UP_RIGHT] = values[o - near + 1] if 1 < near <= c else 0
+    around[UP2] = values[o - 2 * near] if 0 < near <= c - near else 0
+    around[BEHIND] = values[o - far] if 0 < far <= c else 0
+    around[BEHIND2] = values[o - 2 * far] if 0 < far <= c - far else 0
+
+
+@kernel()
+def _beside(c: int, columns: int, near: int, far: int, done: int, density: int, column_hits: Any) -> int:
+    """The density of the columns beside ``c``."""
+    hits = places = 0
+    for step in (1, near, far):
+        if 0 < step <= c:
+            hits += column_hits[c - step]
+            places += done
+        if step > 0 and c + step < columns:
+            hits += column_hits[c + step]
+            places += done
+    return _density(hits, places, density)
+
+
+@kernel()
+def _code_zero(
+    bit: int, before: int, of_column: int, of_row: int, beside: int, density: int, rate: int, state: Any, decoding: int
+) -> int:
+    """Code whether a place holds anything."""
+    inputs, squash, stretch, around = state[0], state[5], state[6], state[9]
+    left, up, behind = around[LEFT] != 0, around[UP] != 0, around[BEHIND] != 0
+    up_left, up_right = around[UP_LEFT] != 0, around[UP_RIGHT] != 0
+    # a cell that was never used takes rows and columns for independent
+    base = stretch[of_column] + stretch[of_row] - stretch[density]
+    base = squash[min(max(base, -STRETCH_LIMIT), STRETCH_LIMIT) + STRETCH_LIMIT]
+    pattern = left + 2 * up + 4 * (before != 0) + 8 * up_right + 16 * behind + 32 * up_left
+    second = up_left + up_right + (around[LEFT2] != 0) + (around[UP2] != 0) + (around[BEHIND2] != 0)
+    nearness = 3 * (left + up + behind) + 2 * second + (around[LEFT3] != 0)
+    _look(0, _PATTERN + pattern, base, state)
+    _look(1, _NEARNESS + min(nearness, 15), base, state)
+    inputs[2] = stretch[of_column]
+    inputs[3] = stretch[of_row]
+    inputs[4] = stretch[beside]
+    inputs[5] = 256
+    return _decide(bit, 2, 6, _W_ZERO, rate, state, decoding)
+
+
+@kernel()
+def _code_sign(bit: int, last: int, rate: int, state: Any, decoding: int) -> int:
+    """Code whether a value is negative; ``last`` is the side of the row's value before it."""
+    around = state[9]
+    far = _side(around[BEHIND]) + 3 * _side(around[UP_RIGHT]) + 9 * _side(around[UP_LEFT])
+    _look(0, _SIGN_NEAR + _side(around[LEFT]) + 3 * _side(around[UP]), ONE // 2, state)
+    _look(1, _SIGN_FAR + far, ONE // 2, state)
+    _look(2, _SIGN_LAST + last, ONE // 2, state)
+    return _decide(bit, 3, 3, _W_SIGN, rate, state, decoding)
+
+
+@kernel()
 def _code_rows(
     values: Any,
     rows: int,
@@ -191,10 +257,11 @@ def _code_rows(
     state: Any,
     decoding: int,
 ) -> None:
-    inputs, stretch = state[0], state[6]
+    """Code the places of live rows and columns, row by row."""
+    around, units = state[9], len(profile)
     total = 0
-    for hits in profile:
-        total += hits
+    for unit in range(units):
+        total += profile[unit]
     hits = places = done = 0
     above = -1  # the last row that was coded
     for r in range(rows):
@@ -205,89 +272,35 @@ def _code_rows(
             if column_live[c] == 0:
                 continue
             o = r * columns + c
-            left = values[o - 1] if c > 0 else 0
-            left2 = values[o - 2] if c > 1 else 0
-            left3 = values[o - 3] if c > 2 else 0
-            up = values[o - near] if 0 < near <= c else 0
-            up_left = values[o - near - 1] if 0 < near < c else 0
-            up_right = values[o - near + 1] if 1 < near <= c else 0
-            up2 = values[o - 2 * near] if 0 < near and 2 * near <= c else 0
-            behind = values[o - far] if 0 < far <= c else 0
-            behind2 = values[o - 2 * far] if 0 < far and 2 * far <= c else 0
+            value = values[o]
+            _look_around(values, o, c, near, far, around)
             before = values[above * columns + c] if above >= 0 else 0
             density = min(max((hits * ONE + 2048) // (places + 1), 32), 65000)
             prior = density
-            if len(profile) > 0:
-                prior = density * (2 * profile[c // span] + 1) * len(profile) // (2 * total + len(profile))
+            if units > 0:  # as many as the unit has, smoothed by half a hit
+                prior = density * (2 * profile[c // span] + 1) * units // (2 * total + units)
                 prior = min(max(prior, 32), 65000)
-            of_column = _density(column_hits[c], done, prior)
-            of_row = _density(row_hits, row_places, density)
-            beside = neighbours = 0
-            if c > 0:
-                beside += column_hits[c - 1]
-                neighbours += 1
-            if c + 1 < columns:
-                beside += column_hits[c + 1]
-                neighbours += 1
-            if 0 < near:
-                if near <= c:
-                    beside += column_hits[c - near]
-                    neighbours += 1
-                if c + near < columns:
-                    beside += column_hits[c + near]
-                    neighbours += 1
-            if 0 < far:
-                if far <= c:
-                    beside += column_hits[c - far]
-                    neighbours += 1
-                if c + far < columns:
-                    beside += column_hits[c + far]
-                    neighbours += 1
-            product = stretch[of_column] + stretch[of_row] - stretch[density]
-            base = state[5][min(max(product, -STRETCH_LIMIT), STRETCH_LIMIT) + STRETCH_LIMIT]
-            closest = (1 if left != 0 else 0) + (1 if up != 0 else 0) + (1 if behind != 0 else 0)
-            close = (
-                (1 if up_left != 0 else 0)
-                + (1 if up_right != 0 else 0)
-                + (1 if left2 != 0 else 0)
-                + (1 if up2 != 0 else 0)
-                + (1 if behind2 != 0 else 0)
-            )
-            pattern = (
-                (1 if left != 0 else 0)
-                + (2 if up != 0 else 0)
-                + (4 if before != 0 else 0)
-                + (8 if up_right != 0 else 0)
-                + (16 if behind != 0 else 0)
-                + (32 if up_left != 0 else 0)
-            )
-            _look(0, _PATTERN + pattern, base, state)
-            _look(1, _NEARNESS + min(3 * closest + 2 * close + (1 if left3 != 0 else 0), 15), base, state)
-            inputs[2] = stretch[of_column]
-            inputs[3] = stretch[of_row]
-            inputs[4] = stretch[_density(beside, neighbours * done, density)]
-            inputs[5] = 256
-            value = values[o]
-            bit = _decide(1 if value != 0 else 0, 2, 6, _W_ZERO, rate, state, decoding)
+            of_column, of_row = _density(column_hits[c], done, prior), _density(row_hits, row_places, density)
+            beside = _beside(c, columns, near, far, done, density, column_hits)
+            bit = _code_zero(1 if value != 0 else 0, before, of_column, of_row, beside, density, rate, state, decoding)
             places += 1
             row_places += 1
             if bit == 0:
-                values[o] = 0
                 continue
-            hits += 1
-            row_hits += 1
             negative = 0
             if has_sign:
-                _look(0, _SIGN_NEAR + _side(left) + 3 * _side(up), ONE // 2, state)
-                _look(1, _SIGN_FAR + _side(behind) + 3 * _side(up_right) + 9 * _side(up_left), ONE // 2, state)
-                _look(2, _SIGN_LAST + last_side, ONE // 2, state)
-                negative = _decide(1 if value < 0 else 0, 3, 3, _W_SIGN, rate, state, decoding)
-            crowd = closest + close - (1 if up2 != 0 else 0) - (1 if behind2 != 0 else 0)
+                negative = _code_sign(1 if value < 0 else 0, last_side, rate, state, decoding)
+            crowd = 0
+            for i in range(_CROWD):
+                crowd += 1 if around[i] != 0 else 0
             group = 5 * min(crowd, 4) + min(8 * column_hits[c] // (done + 1), 4)
-            size = _code_magnitude(abs(value), max(abs(left), abs(up)), last_size, group, rate, state, decoding)
+            nearest = max(abs(around[LEFT]), abs(around[UP]))
+            size = _code_magnitude(abs(value), nearest, last_size, group, rate, state, decoding)
             values[o] = -size if negative else size
-            last_size, last_side = size, 1 + negative
+            hits += 1
+            row_hits += 1
             column_hits[c] += 1
+            last_size, last_side = size, 1 + negative
         done += 1
         above = r
 
@@ -295,7 +308,8 @@ def _code_rows(
 @kernel(
     "void(int64[::1], int64, int64, int64, int64, int64, int64, int64[::1], int64, int64, int64,"
     "int64[::1], int64[::1], int64[::1],"
-    "int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], uint8[::1], int64)"
+    "int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1], int64[::1],"
+    "uint8[::1], int64[::1], int64)"
 )
 def code_array(
     values: Any,
@@ -321,6 +335,7 @@ def code_array(
     stretch: Any,
     registers: Any,
     stream: Any,
+    around: Any,
     decoding: int,
 ) -> None:
     """Write ``values`` to the stream, or read them from it (``decoding``; they are 0 before).
@@ -335,9 +350,9 @@ def code_array(
         dead_columns, dead_rows: whether it is said first which columns and rows hold anything.
         column_live, row_live: 1 for each, if not; when writing, which are live.
         column_hits: zeros.
-        inputs .. stream: the state.
+        inputs .. around: the state.
     """
-    state = (inputs, weights, touched, cells, seen, squash, stretch, registers, stream)
+    state = (inputs, weights, touched, cells, seen, squash, stretch, registers, stream, around)
     if dead_columns:
         _code_liveness(columns, near, far, rate, profile, span, column_live, state, decoding)
     if dead_rows:
@@ -363,7 +378,7 @@ def code_number(value: int, width: int, registers: Any, stream: Any, decoding: i
 def tables() -> tuple[Any, Any]:
     """Return squash (a sum of stretched probabilities, plus `STRETCH_LIMIT` -> probability) and stretch, its inverse.
 
-    No entry is so close to a half that float64 could round it the other way (a test looks at each), so every machine has these.
+    No entry is so close to a half that float64 could round it the other way (a test looks at each): all machines have these.
     """
     x = np.arange(-STRETCH_LIMIT, STRETCH_LIMIT + 1)
     squash = np.clip(np.rint(ONE / (1 + np.exp(-x / 256))), 16, ONE - 16).astype(np.int64)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph.graph import Graph, Node, State
-from mlperf_opt.graph.weight import MAX_CENTROIDS, Affine, Array, Codebook, Encoding, Weight
+from mlperf_opt.graph.weight import MAX_CENTROIDS, Affine, Array, Codebook, Dense, Encoding, Weight
 from mlperf_opt.ops import Spec
 from mlperf_opt.ops.base import is_whole
 
@@ -41,7 +41,7 @@ def _encoding(weight: Weight) -> list[Any]:
 
 
 def arrays(graph: Graph) -> dict[str, Array]:
-    """Return every stored array by the name that `rebuild` takes: ``weight``, and its ``weight:scale`` or ``weight:centroids``."""
+    """Return every stored array by the name `rebuild` takes: ``weight``, and ``weight:scale`` or ``weight:centroids``."""
     found: dict[str, Array] = {}
     for name, weight in graph.weights.items():
         found[name] = weight.values
@@ -112,7 +112,7 @@ def rebuild(data: Mapping[str, Any], stored: Mapping[str, Array]) -> Graph:
     with _malformed():
         weights = {}
         for name, _, _, encoding in data["weights"]:
-            weights[name] = Weight(stored[name], _read_encoding(name, encoding, stored)) if encoding else Weight(stored[name])
+            weights[name] = Weight(stored[name], _read_encoding(name, encoding, stored))
         inputs = {_text(name): _read_spec(shape, dtype) for name, shape, dtype in data["inputs"]}
         if len(inputs) != len(data["inputs"]):
             raise ValueError("an input stands twice")
@@ -128,7 +128,9 @@ def rebuild(data: Mapping[str, Any], stored: Mapping[str, Array]) -> Graph:
         )
 
 
-def _read_encoding(name: str, encoding: Mapping[str, Any], stored: Mapping[str, Array]) -> Encoding:
+def _read_encoding(name: str, encoding: Mapping[str, Any] | None, stored: Mapping[str, Array]) -> Encoding:
+    if encoding is None:
+        return Dense()
     if "codebook" in encoding:
         return Codebook(stored[f"{name}:centroids"])
     return Affine(stored[f"{name}:scale"], encoding["axis"], encoding["bits"])

@@ -96,7 +96,7 @@ class Program:
         return self.graph.weights[name].part(part)
 
     def stored(self, argument: str) -> tuple[Array, Array | None]:
-        """The values of a weight as stored (real ones for a codebook), and the scale of each column where they are int8 codes."""
+        """The values of a weight as stored (real ones of a codebook), and the scale of each column of int8 codes."""
         weight = self.graph.weights[split_name(argument)[0]]
         if isinstance(weight.encoding, Codebook):
             return weight.dense(), None
