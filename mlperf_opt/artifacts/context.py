@@ -27,6 +27,8 @@ Array = NDArray[Any]
 # A decoder's time is bounded by the places it may be asked for; beyond them a file keeps its other encodings.
 MAX_PLACES = 1 << 23
 _RATES = (2, 5, 10, 20)  # of the mixers; the place in this tuple is stored
+_USUAL_RATE = 1
+_MANY_PLACES = 1 << 20  # from here on one rate is as good as another
 _MAX_MAGNITUDE = 1 << 31
 _MAX_STRIDE = 255
 _WIDTH = 32  # bits of a centre's code
@@ -52,11 +54,13 @@ class Trial:
         bits: what it would take.
         written: the whole bytes.
         after: the coder behind it.
+        rate: which of the rates it uses.
     """
 
     bits: float
     written: bytes
     after: _Coder
+    rate: int
 
 
 class ContextEncoder:
@@ -77,8 +81,15 @@ class ContextEncoder:
         values = codes - centre
         if 3 * np.count_nonzero(values) > values.size and int(np.abs(values).max()) > _DENSE_MAGNITUDE:
             return None
-        trials = [self._write(values, centre, rate, _has_sign(array.dtype, centre)) for rate in range(len(_RATES))]
-        return min(trials, key=lambda trial: trial.bits)  # of equals the first
+        has_sign = _has_sign(array.dtype, centre)
+        usual = self._write(values, centre, has_sign, _USUAL_RATE, says_dead=values.ndim > 1)
+        if values.size > _MANY_PLACES:  # which learn any rate's lesson
+            return usual
+        others = [rate for rate in range(len(_RATES)) if rate != _USUAL_RATE]
+        trials = [usual] + [self._write(values, centre, has_sign, rate, says_dead=values.ndim > 1) for rate in others]
+        best = min(trials, key=lambda trial: trial.bits)  # of equals the first
+        plain = self._write(values, centre, has_sign, best.rate, says_dead=False)
+        return min(best, plain, key=lambda trial: trial.bits)
 
     def accept(self, trial: Trial) -> None:
         """Append what `offer` returned last."""
@@ -91,7 +102,7 @@ class ContextEncoder:
         length = next(length for length in range(_TAIL_BYTES + 1) if -(-low >> 32 - 8 * length) << 32 - 8 * length <= high)
         return bytes(self._stream) + (-(-low >> 32 - 8 * length)).to_bytes(length)
 
-    def _write(self, values: Array, centre: int, rate: int, has_sign: bool) -> Trial:
+    def _write(self, values: Array, centre: int, has_sign: bool, rate: int, says_dead: bool) -> Trial:
         registers = self._coder.registers.copy()
         registers[3] = 0
         before = _bits(registers)
@@ -104,11 +115,13 @@ class ContextEncoder:
             code(rate, 2)
             grid = _grid(values)
             live = [np.asarray(grid.any(axis), np.int64) for axis in (0, 1)]
-            flags = [code(int(not some.all()), 1) for some in live]
+            flags = [code(int(says_dead and not some.all()), 1) for some in live]
+            live = [some if flag else np.ones_like(some) for some, flag in zip(live, flags, strict=True)]
             link.array(grid, _strides(values.shape, profile.size), _RATES[rate], has_sign, profile, flags, live)
         end = link.registers
         written = bytes(link.stream[: int(end[3])])
-        return Trial(_bits(end) - before, written, _Coder(end, _profile(values, profile), self._coder.places + values.size))
+        after = _Coder(end, _profile(values, profile), self._coder.places + values.size)
+        return Trial(_bits(end) - before, written, after, rate)
 
 
 class ContextDecoder:
