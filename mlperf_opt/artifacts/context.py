@@ -13,7 +13,7 @@ is PAQ's (Mahoney 2005, lpaq1). docs/format.md gives everything exactly.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -28,10 +28,10 @@ Array = NDArray[Any]
 MAX_PLACES = 1 << 23
 _RATES = (2, 5, 10, 20)  # of the mixers; the place in this tuple is stored
 _USUAL_RATE = 1
-_MANY_PLACES = 1 << 20  # from here on one rate is as good as another
+_MANY_PLACES = 1 << 20  # from here on the writer saves its time
 _MAX_MAGNITUDE = 1 << 31
 _MAX_STRIDE = 255
-_WIDTH = 32  # bits of a centre's code
+_WIDTH_BITS = 6  # of the number that says how many bits a centre has
 _MASK = (1 << 32) - 1
 _TAIL_BYTES = 4  # the decoder reads so many bytes ahead
 _DENSE_MAGNITUDE = 15  # above it, and dense, unary magnitudes take long and other encodings are as short
@@ -47,6 +47,16 @@ class _Coder:
 
 
 @dataclass(frozen=True)
+class _Settings:
+    """What the writer may choose for an array."""
+
+    centre: int
+    has_sign: bool
+    rate: int
+    says_dead: bool
+
+
+@dataclass(frozen=True)
 class Trial:
     """An array as it would be appended to the stream.
 
@@ -54,13 +64,13 @@ class Trial:
         bits: what it would take.
         written: the whole bytes.
         after: the coder behind it.
-        rate: which of the rates it uses.
+        settings: how.
     """
 
     bits: float
     written: bytes
     after: _Coder
-    rate: int
+    settings: _Settings
 
 
 class ContextEncoder:
@@ -77,19 +87,19 @@ class ContextEncoder:
         if max(-int(array.min()), int(array.max())) >= _MAX_MAGNITUDE:
             return None
         codes = array.astype(np.int64)
-        centre = _commonest(codes)
-        values = codes - centre
-        if 3 * np.count_nonzero(values) > values.size and int(np.abs(values).max()) > _DENSE_MAGNITUDE:
+        if 3 * np.count_nonzero(codes != _commonest(codes)) > codes.size and int(np.abs(codes).max()) > _DENSE_MAGNITUDE:
             return None
-        has_sign = _has_sign(array.dtype, centre)
-        usual = self._write(values, centre, has_sign, _USUAL_RATE, says_dead=values.ndim > 1)
-        if values.size > _MANY_PLACES:  # which learn any rate's lesson
-            return usual
-        others = [rate for rate in range(len(_RATES)) if rate != _USUAL_RATE]
-        trials = [usual] + [self._write(values, centre, has_sign, rate, says_dead=values.ndim > 1) for rate in others]
-        best = min(trials, key=lambda trial: trial.bits)  # of equals the first
-        plain = self._write(values, centre, has_sign, best.rate, says_dead=False)
-        return min(best, plain, key=lambda trial: trial.bits)
+        settings = _Settings(0, _has_sign(array.dtype, 0), _USUAL_RATE, codes.ndim > 1)
+        best = self._write(codes, settings)
+        tries: list[dict[str, Any]] = []
+        if (centre := _commonest(codes)) != 0:
+            tries.append({"centre": centre, "has_sign": True})
+        if codes.size <= _MANY_PLACES:
+            tries += [{"rate": rate} for rate in range(len(_RATES)) if rate != _USUAL_RATE] + [{"says_dead": False}]
+        for changes in tries:
+            trial = self._write(codes, replace(best.settings, **changes))
+            best = trial if trial.bits < best.bits else best
+        return best
 
     def accept(self, trial: Trial) -> None:
         """Append what `offer` returned last."""
@@ -102,26 +112,30 @@ class ContextEncoder:
         length = next(length for length in range(_TAIL_BYTES + 1) if -(-low >> 32 - 8 * length) << 32 - 8 * length <= high)
         return bytes(self._stream) + (-(-low >> 32 - 8 * length)).to_bytes(length)
 
-    def _write(self, values: Array, centre: int, has_sign: bool, rate: int, says_dead: bool) -> Trial:
+    def _write(self, codes: Array, settings: _Settings) -> Trial:
+        centre, values = settings.centre, codes - settings.centre
         registers = self._coder.registers.copy()
         registers[3] = 0
         before = _bits(registers)
         link = _Link(registers, np.zeros(8 * values.size + 64, np.uint8), decoding=False)
         code = link.number
         if code(int(centre != 0), 1):
-            code(2 * centre if centre > 0 else -2 * centre - 1, _WIDTH + 1)
+            number = 2 * centre if centre > 0 else -2 * centre - 1
+            code(number.bit_length(), _WIDTH_BITS)
+            code(number, number.bit_length())
         profile = self._coder.profile
         if code(int(values.any()), 1):
-            code(rate, 2)
+            code(settings.rate, 2)
             grid = _grid(values)
             live = [np.asarray(grid.any(axis), np.int64) for axis in (0, 1)]
-            flags = [code(int(says_dead and not some.all()), 1) for some in live]
+            flags = [code(int(settings.says_dead and not some.all()), 1) for some in live]
             live = [some if flag else np.ones_like(some) for some, flag in zip(live, flags, strict=True)]
-            link.array(grid, _strides(values.shape, profile.size), _RATES[rate], has_sign, profile, flags, live)
+            strides, rate = _strides(values.shape, profile.size), _RATES[settings.rate]
+            link.array(grid, strides, rate, settings.has_sign, profile, flags, live)
         end = link.registers
         written = bytes(link.stream[: int(end[3])])
         after = _Coder(end, _profile(values, profile), self._coder.places + values.size)
-        return Trial(_bits(end) - before, written, after, rate)
+        return Trial(_bits(end) - before, written, after, settings)
 
 
 class ContextDecoder:
@@ -143,8 +157,8 @@ class ContextDecoder:
         code = link.number
         centre = 0
         if code(0, 1):
-            coded = code(0, _WIDTH + 1)
-            centre = -(coded + 1 >> 1) if coded & 1 else coded >> 1
+            number = code(0, code(0, _WIDTH_BITS))
+            centre = -(number + 1 >> 1) if number & 1 else number >> 1
         values = np.zeros(shape, np.int64)
         if code(0, 1):
             rate = _RATES[code(0, 2)]
@@ -178,10 +192,12 @@ class _Link:
 
     def __init__(self, registers: Array, stream: Array, *, decoding: bool) -> None:
         from mlperf_opt.artifacts import context_kernel  # numba, if it is there, only now
+        from mlperf_opt.kernels.binary_coder import IS_COMPILED
 
-        self._kernels = context_kernel
+        self._kernels: Any = context_kernel
+        self._is_compiled = IS_COMPILED
         self._registers = self._flat(registers)
-        self._stream = stream if context_kernel.IS_COMPILED else bytearray(stream)
+        self._stream = stream if IS_COMPILED else bytearray(stream)
         self._decoding = int(decoding)
 
     @property
@@ -222,15 +238,15 @@ class _Link:
         return np.asarray(values, np.int64)
 
     def _flat(self, array: Array) -> Any:
-        return np.array(array, np.int64) if self._kernels.IS_COMPILED else array.tolist()
+        return np.array(array, np.int64) if self._is_compiled else array.tolist()
 
 
 @cache
 def _tables() -> tuple[Any, Any]:
-    from mlperf_opt.artifacts import context_kernel
+    from mlperf_opt.kernels.binary_coder import IS_COMPILED, tables
 
-    squash, stretch = context_kernel.tables()
-    return (squash, stretch) if context_kernel.IS_COMPILED else (squash.tolist(), stretch.tolist())
+    squash, stretch = tables()
+    return (squash, stretch) if IS_COMPILED else (squash.tolist(), stretch.tolist())
 
 
 def _commonest(codes: Array) -> int:

@@ -1,32 +1,15 @@
-"""The loops of the context coder, one function for both directions, in integers only; docs/format.md gives them in words.
+"""The loops of the context coder, one function for both directions; docs/format.md gives them in words.
 
-Compiled by numba where it is installed; without it the same functions run as they stand, on lists. `context` is the only
-importer, and imports this file only when a file has, or may get, an array in this encoding.
-
-The state of the coder is a tuple of flat arrays (`State` names them), since that is what both worlds index alike.
+`context` is the only importer, and imports this file, and with it numba, only when a file has, or may get, an array in this
+encoding.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
+from mlperf_opt.kernels.binary_coder import ONE, STRETCH_LIMIT, TAIL_BYTES, code_bit, decide, kernel, look
 
-try:
-    from mlperf_opt.kernels.jit import kernel
-
-    IS_COMPILED = True
-except ImportError:  # no numba
-
-    def kernel(*signatures: str) -> Any:
-        return lambda function: function
-
-    IS_COMPILED = False
-
-STRETCH_LIMIT = 3071  # stretch(p) = 256 ln(p / (1 - p)) lies in -limit..limit
-ONE = 1 << 16  # a probability of 1
-_MASK = (1 << 32) - 1
-_SEEN_LIMIT = 255  # after so many bits a cell forgets at a constant rate
 _PRIOR = 16  # places' worth of trust in the density at large against a row's or column's own
 ESCAPE = 16  # magnitudes up to here are unary
 _MAX_EXPONENT = 32
@@ -53,64 +36,6 @@ FIRST_WEIGHTS = (
     *(5000, 23000, 18000, 10000),
     65536,
 )
-
-
-@kernel()
-def _code_bit(bit: int, probability: int, state: Any, decoding: int) -> int:
-    """Write ``bit``, or read it: a carry-less binary range coder of 32 bits; ``probability`` is that of a 1."""
-    registers, stream = state[7], state[8]
-    low, high = registers[0], registers[1]
-    middle = low + ((high - low) * probability >> 16)
-    if decoding:
-        bit = 1 if registers[2] <= middle else 0
-    if bit:
-        high = middle
-    else:
-        low = middle + 1
-    while (low ^ high) >> 24 == 0:
-        place = registers[3]
-        if decoding:
-            byte = stream[place] if place < len(stream) else 0
-            registers[2] = (registers[2] << 8 & _MASK) | byte
-        elif place < len(stream):
-            stream[place] = high >> 24
-        registers[3] = place + 1
-        low = low << 8 & _MASK
-        high = (high << 8 & _MASK) | 255
-    registers[0], registers[1] = low, high
-    return bit
-
-
-@kernel()
-def _look(place: int, cell: int, base: int, state: Any) -> int:
-    """Make a cell's opinion input ``place`` of the next decision; a cell never used has the opinion ``base``."""
-    inputs, touched, cells, seen, stretch = state[0], state[2], state[3], state[4], state[6]
-    if seen[cell] == 0:
-        cells[cell] = base << 6
-    touched[place] = cell
-    probability = cells[cell] >> 6
-    inputs[place] = stretch[probability]
-    return probability
-
-
-@kernel()
-def _decide(bit: int, looked: int, count: int, first: int, rate: int, state: Any, decoding: int) -> int:
-    """Code a bit by the mix of ``count`` inputs, of which the first ``looked`` are cells; then all of them learn from it."""
-    inputs, weights, touched, cells, seen, squash = state[0], state[1], state[2], state[3], state[4], state[5]
-    total = 0
-    for i in range(count):
-        total += weights[first + i] * inputs[i]
-    total = min(max(total >> 16, -STRETCH_LIMIT), STRETCH_LIMIT)
-    probability = squash[total + STRETCH_LIMIT]
-    bit = _code_bit(bit, probability, state, decoding)
-    error = ((bit << 16) - probability) * rate
-    for i in range(count):
-        weights[first + i] += (inputs[i] * error + (1 << 17)) >> 18
-    for i in range(looked):
-        cell = touched[i]
-        cells[cell] += ((bit << 22) - cells[cell]) * (ONE // (seen[cell] + 2)) >> 16
-        seen[cell] = min(seen[cell] + 1, _SEEN_LIMIT)
-    return bit
 
 
 @kernel()
@@ -141,10 +66,10 @@ def _code_liveness(
         if len(profile) > 0:
             hits = profile[c // span]
             above = (1 if hits > 0 else 0) + (2 if 2 * hits * len(profile) > total else 0)
-        plain = _look(0, _COLUMN_PLAIN + left + 2 * above, ONE // 2, state)
-        _look(1, _COLUMN + left + 2 * left2 + 4 * behind + 8 * right + 16 * above, plain, state)
+        plain = look(0, _COLUMN_PLAIN + left + 2 * above, ONE // 2, state)
+        look(1, _COLUMN + left + 2 * left2 + 4 * behind + 8 * right + 16 * above, plain, state)
         state[0][2] = 256
-        live[c] = _decide(live[c], 2, 3, _W_COLUMN, rate, state, decoding)
+        live[c] = decide(live[c], 2, 3, _W_COLUMN, rate, state, decoding)
 
 
 @kernel()
@@ -153,11 +78,11 @@ def _code_magnitude(size: int, near: int, last: int, group: int, rate: int, stat
     k = 1
     while k < ESCAPE:
         first = _SIZE + (k - 1) * _SIZE_CELLS
-        plain = _look(0, first, ONE // 2, state)
-        _look(1, first + 1 + min(near, 4), plain, state)
-        _look(2, first + 6 + min(last, 5), plain, state)
-        _look(3, first + 12 + group, plain, state)
-        if _decide(1 if size > k else 0, 4, 4, _W_SIZE, rate, state, decoding) == 0:
+        plain = look(0, first, ONE // 2, state)
+        look(1, first + 1 + min(near, 4), plain, state)
+        look(2, first + 6 + min(last, 5), plain, state)
+        look(3, first + 12 + group, plain, state)
+        if decide(1 if size > k else 0, 4, 4, _W_SIZE, rate, state, decoding) == 0:
             return k
         k += 1
     return ESCAPE + _code_golomb(size - ESCAPE, rate, state, decoding)
@@ -168,13 +93,13 @@ def _code_golomb(value: int, rate: int, state: Any, decoding: int) -> int:
     """Code a number >= 0: how many bits value + 1 has, then those below its highest. -1 if it has too many."""
     exponent = 0
     while exponent < _MAX_EXPONENT:
-        _look(0, _EXPONENT + exponent, ONE // 2, state)
-        if _decide(1 if value + 1 >> exponent + 1 > 0 else 0, 1, 1, _W_EXPONENT, rate, state, decoding) == 0:
+        look(0, _EXPONENT + exponent, ONE // 2, state)
+        if decide(1 if value + 1 >> exponent + 1 > 0 else 0, 1, 1, _W_EXPONENT, rate, state, decoding) == 0:
             break
         exponent += 1
     found = 1
     for i in range(exponent):
-        found = 2 * found + _code_bit(value + 1 >> exponent - 1 - i & 1, ONE // 2, state, decoding)
+        found = 2 * found + code_bit(value + 1 >> exponent - 1 - i & 1, ONE // 2, state, decoding)
     return found - 1
 
 
@@ -220,13 +145,13 @@ def _code_zero(
     pattern = left + 2 * up + 4 * (before != 0) + 8 * up_right + 16 * behind + 32 * up_left
     second = up_left + up_right + (around[LEFT2] != 0) + (around[UP2] != 0) + (around[BEHIND2] != 0)
     nearness = 3 * (left + up + behind) + 2 * second + (around[LEFT3] != 0)
-    _look(0, _PATTERN + pattern, base, state)
-    _look(1, _NEARNESS + min(nearness, 15), base, state)
+    look(0, _PATTERN + pattern, base, state)
+    look(1, _NEARNESS + min(nearness, 15), base, state)
     inputs[2] = stretch[of_column]
     inputs[3] = stretch[of_row]
     inputs[4] = stretch[beside]
     inputs[5] = 256
-    return _decide(bit, 2, 6, _W_ZERO, rate, state, decoding)
+    return decide(bit, 2, 6, _W_ZERO, rate, state, decoding)
 
 
 @kernel()
@@ -234,10 +159,10 @@ def _code_sign(bit: int, last: int, rate: int, state: Any, decoding: int) -> int
     """Code whether a value is negative; ``last`` is the side of the row's value before it."""
     around = state[9]
     far = _side(around[BEHIND]) + 3 * _side(around[UP_RIGHT]) + 9 * _side(around[UP_LEFT])
-    _look(0, _SIGN_NEAR + _side(around[LEFT]) + 3 * _side(around[UP]), ONE // 2, state)
-    _look(1, _SIGN_FAR + far, ONE // 2, state)
-    _look(2, _SIGN_LAST + last, ONE // 2, state)
-    return _decide(bit, 3, 3, _W_SIGN, rate, state, decoding)
+    look(0, _SIGN_NEAR + _side(around[LEFT]) + 3 * _side(around[UP]), ONE // 2, state)
+    look(1, _SIGN_FAR + far, ONE // 2, state)
+    look(2, _SIGN_LAST + last, ONE // 2, state)
+    return decide(bit, 3, 3, _W_SIGN, rate, state, decoding)
 
 
 @kernel()
@@ -258,7 +183,7 @@ def _code_rows(
     decoding: int,
 ) -> None:
     """Code the places of live rows and columns, row by row."""
-    around, units = state[9], len(profile)
+    registers, stream, around, units = state[7], state[8], state[9], len(profile)
     total = 0
     for unit in range(units):
         total += profile[unit]
@@ -271,6 +196,8 @@ def _code_rows(
         for c in range(columns):
             if column_live[c] == 0:
                 continue
+            if registers[3] > len(stream) + TAIL_BYTES:  # it has ended: what would be read now is nothing
+                return
             o = r * columns + c
             value = values[o]
             _look_around(values, o, c, near, far, around)
@@ -357,8 +284,8 @@ def code_array(
         _code_liveness(columns, near, far, rate, profile, span, column_live, state, decoding)
     if dead_rows:
         for r in range(rows):
-            _look(0, _ROW + (row_live[r - 1] if r > 0 else 1), 60000, state)
-            row_live[r] = _decide(row_live[r], 1, 1, _W_ROW, rate, state, decoding)
+            look(0, _ROW + (row_live[r - 1] if r > 0 else 1), 60000, state)
+            row_live[r] = decide(row_live[r], 1, 1, _W_ROW, rate, state, decoding)
     _code_rows(
         values, rows, columns, near, far, rate, has_sign, profile, span, column_live, row_live, column_hits, state, decoding
     )
@@ -371,16 +298,5 @@ def code_number(value: int, width: int, registers: Any, stream: Any, decoding: i
     state = (unused, unused, unused, unused, unused, unused, unused, registers, stream)
     found = 0
     for i in range(width):
-        found = 2 * found + _code_bit(value >> width - 1 - i & 1, ONE // 2, state, decoding)
+        found = 2 * found + code_bit(value >> width - 1 - i & 1, ONE // 2, state, decoding)
     return found
-
-
-def tables() -> tuple[Any, Any]:
-    """Return squash (a sum of stretched probabilities, plus `STRETCH_LIMIT` -> probability) and stretch, its inverse.
-
-    No entry is so close to a half that float64 could round it the other way (a test looks at each): all machines have these.
-    """
-    x = np.arange(-STRETCH_LIMIT, STRETCH_LIMIT + 1)
-    squash = np.clip(np.rint(ONE / (1 + np.exp(-x / 256))), 16, ONE - 16).astype(np.int64)
-    p = np.arange(ONE) + 0.5
-    return squash, np.rint(256 * np.log(p / (ONE - p))).astype(np.int64)

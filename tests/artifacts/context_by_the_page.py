@@ -109,7 +109,7 @@ class Stream:
         columns = math.prod(shape) // rows
         centre = 0
         if self.plain(1):
-            v = self.plain(33)
+            v = self.plain(self.plain(6))
             centre = v // 2 if v % 2 == 0 else -(v + 1) // 2
         values = [[0] * columns for _ in range(rows)]
         if self.plain(1):
