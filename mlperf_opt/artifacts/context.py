@@ -25,7 +25,7 @@ from mlperf_opt.errors import ArtifactError
 Array = NDArray[Any]
 
 # A decoder's time is bounded by the places it may be asked for; beyond them a file keeps its other encodings.
-MAX_PLACES = 1 << 23
+MAX_PLACES = 1 << 22
 _RATES = (2, 5, 10, 20)  # of the mixers; the place in this tuple is stored
 _USUAL_RATE = 1
 _MANY_PLACES = 1 << 20  # from here on the writer saves its time
@@ -87,12 +87,13 @@ class ContextEncoder:
         if max(-int(array.min()), int(array.max())) >= _MAX_MAGNITUDE:
             return None
         codes = array.astype(np.int64)
-        if 3 * np.count_nonzero(codes != _commonest(codes)) > codes.size and int(np.abs(codes).max()) > _DENSE_MAGNITUDE:
+        centre = _commonest(codes)
+        if 3 * np.count_nonzero(codes != centre) > codes.size and int(np.abs(codes).max()) > _DENSE_MAGNITUDE:
             return None
         settings = _Settings(0, _has_sign(array.dtype, 0), _USUAL_RATE, codes.ndim > 1)
         best = self._write(codes, settings)
         tries: list[dict[str, Any]] = []
-        if (centre := _commonest(codes)) != 0:
+        if centre != 0:
             tries.append({"centre": centre, "has_sign": True})
         if codes.size <= _MANY_PLACES:
             tries += [{"rate": rate} for rate in range(len(_RATES)) if rate != _USUAL_RATE] + [{"says_dead": False}]
@@ -100,6 +101,11 @@ class ContextEncoder:
             trial = self._write(codes, replace(best.settings, **changes))
             best = trial if trial.bits < best.bits else best
         return best
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything has been appended."""
+        return self._coder.places > 0
 
     def accept(self, trial: Trial) -> None:
         """Append what `offer` returned last."""

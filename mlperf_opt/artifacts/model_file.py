@@ -31,6 +31,7 @@ _NATIVE = "native"  # the encoding of an array that is a safetensors tensor of i
 _PRODUCT = "product"  # the encoding of a scale that the reader multiplies from two others
 _CONTEXT = "context"  # the encoding of all arrays that share the stream at the end of the packed bytes
 _NATIVE_BYTES = 64  # below, the ~70 bytes that a tensor costs in the header aren't worth it
+_STREAM_PLACES = 256  # a smaller array joins the stream but doesn't open it: a zero point isn't worth loading the coder
 _DTYPES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float16", "float32", "float64"}
 
 
@@ -109,7 +110,7 @@ def _to_envelope(graph: Graph) -> Envelope:
             chosen.append([_PRODUCT, *products[name]])
             continue
         encoding, data = encodings.encode(array)
-        trial = stream.offer(array)
+        trial = stream.offer(array) if stream.is_open or array.size >= _STREAM_PLACES else None
         if trial is not None and trial.bits < 8 * len(data):
             stream.accept(trial)
             chosen.append(_CONTEXT)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from artifact_graphs import lenet, lenet_conv
+from artifact_graphs import lenet, lenet_conv, quantized_graph
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -292,7 +292,8 @@ def test_a_file_without_the_stream_needs_no_numba(tmp_path):
         "import sys; from pathlib import Path; from mlperf_opt.artifacts import load_graph, save_graph;"
         "save_graph(load_graph(Path(sys.argv[1])), Path(sys.argv[1] + '2')); print('numba' in sys.modules)"
     )
-    for name, answer in {"with": "True", "dense": "False", "codes": "False"}.items():
+    save_graph(quantized_graph(), tmp_path / "quantized")
+    for name, answer in {"with": "True", "dense": "False", "codes": "False", "quantized": "False"}.items():
         command = [sys.executable, "-c", code, str(tmp_path / name)]
         assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == answer, name
 
