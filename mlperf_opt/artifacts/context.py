@@ -203,20 +203,16 @@ class _Link:
         self._kernels: Any = context_kernel
         self._is_compiled = IS_COMPILED
         self._registers = self._flat(registers)
-        self._stream = stream if IS_COMPILED else bytearray(stream)
+        self.stream: Any = stream if IS_COMPILED else bytearray(stream)
         self._decoding = int(decoding)
 
     @property
     def registers(self) -> Array:
         return np.asarray(self._registers, np.int64)
 
-    @property
-    def stream(self) -> Any:
-        return self._stream
-
     def number(self, value: int, width: int) -> int:
         """Write or read an unsigned number."""
-        return int(self._kernels.code_number(value, width, self._registers, self._stream, self._decoding))
+        return int(self._kernels.code_number(value, width, self._registers, self.stream, self._decoding))
 
     def array(
         self,
@@ -239,7 +235,7 @@ class _Link:
         shape = (rows, columns, *strides, rate, int(has_sign), self._flat(profile), columns // max(profile.size, 1))
         live_columns, live_rows = (self._flat(some) for some in live)
         squash, stretch = _tables()
-        state = (inputs, weights, touched, cells, seen, squash, stretch, self._registers, self._stream, around)
+        state = (inputs, weights, touched, cells, seen, squash, stretch, self._registers, self.stream, around)
         self._kernels.code_array(values, *shape, *dead, live_columns, live_rows, hits, *state, self._decoding)
         return np.asarray(values, np.int64)
 

@@ -54,6 +54,23 @@ def test_a_graph_comes_back_as_it_was(make, path):
     assert is_model_file(path)
 
 
+@pytest.mark.parametrize("kind", sorted(GRAPHS.keys() - {"edge"}))  # which uses a name that version 1 packed
+def test_a_file_of_version_1_is_still_read(kind, path, monkeypatch):
+    graph = GRAPHS[kind]()
+    monkeypatch.setattr(model_file.ContextEncoder, "offer", lambda *_: None)
+    parts = model_file._to_envelope(graph)
+    data = of_version_1(json.loads(parts.layout), parts.packed, parts.native)
+    path.write_bytes(data)
+    assert is_model_file(path)
+    assert graph_hash(load_graph(path)) == graph_hash(graph)
+    content = bytearray(data)
+    for place in range(0, len(content), 5):
+        content[place] ^= 1 << place % 8
+        with pytest.raises(ArtifactError):
+            model_file.parse(container.from_bytes(bytes(content)), bytes(content))
+        content[place] ^= 1 << place % 8
+
+
 def test_weights_bytes_are_those_of_the_weights(path):
     graph = float_graph()
     # two matrices as tensors of their own, two small biases in `packed`: 4 bytes a parameter and nothing else
