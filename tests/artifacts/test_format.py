@@ -4,13 +4,15 @@ import hashlib
 import json
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
-from artifact_graphs import GRAPHS, float_graph, pruned_graph, quantized_graph
+from artifact_graphs import GRAPHS, float_graph, lenet, lenet_conv, pruned_graph, quantized_graph
+from context_by_the_page import Stream
 
 from mlperf_opt.artifacts import save_graph
-from mlperf_opt.graph import arrays, structure
+from mlperf_opt.graph import Affine, Weight, arrays, structure
 
 DTYPES = {"U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
 TOTAL, CODER = 2**20, 2**24
@@ -112,42 +114,74 @@ def sparse(source, count, dtype):
     return out
 
 
+def dictionary():
+    page = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+    lines = page.split("## The preset dictionary")[1].split("```json")[1].split("```")[0]
+    return lines.replace("\n", "").encode()
+
+
 def read_by_the_page(data):
     (length,) = struct.unpack_from("<Q", data)
     header = json.loads(data[8 : 8 + length])
-    assert header.pop("__metadata__") == {"format": "mlperf_opt", "version": "1"}
+    assert header.pop("__metadata__") == {"mlperf_opt": "2"}
     tensors = {}
     for name, entry in header.items():
         start, end = (8 + length + offset for offset in entry["data_offsets"])
         tensors[name] = np.frombuffer(data[start:end], DTYPES[entry["dtype"]]).reshape(entry["shape"])
-    head, packed = tensors.pop("graph").tobytes(), tensors.pop("packed", np.zeros(0, "u1")).tobytes()
-    parts = [head[32:], packed]
+    own = Bytes(tensors.pop("g").tobytes())
+    checksum, compressed = own.take(8), own.take(own.varint())
+    packed = own.data[own.place :]
+    parts = [compressed, packed]
     for name in sorted(tensors):
         tensor = tensors[name]
         parts += [json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode(), tensor.tobytes()]
-    assert hashlib.sha256(b"".join(struct.pack("<Q", len(p)) + p for p in parts)).digest() == head[:32]
-    layout = json.loads(zlib.decompress(head[32:]))
+    assert hashlib.sha256(b"".join(struct.pack("<Q", len(p)) + p for p in parts)).digest()[:8] == checksum
+    layout = json.loads(zlib.decompressobj(-15, zdict=dictionary()).decompress(compressed))
     specs = []
-    for name, shape, dtype, affine in layout["graph"]["weights"]:
+    for name, shape, dtype, meaning in layout["graph"]["weights"]:
         specs.append((name, shape, dtype))
-        if affine:
-            specs.append((f"{name}:scale", [] if affine["axis"] is None else [shape[affine["axis"]]], "float32"))
-    source, found, products = Bytes(packed), {}, {}
+        if meaning and "codebook" in meaning:
+            specs.append((f"{name}:centroids", [meaning["codebook"]], "float32"))
+        elif meaning:
+            specs.append((f"{name}:scale", [] if meaning["axis"] is None else [shape[meaning["axis"]]], "float32"))
+    source, found, products, in_stream = Bytes(packed), {}, {}, []
     decoders = {"raw": raw, "short": short, "bits": bits, "entropy": entropy, "sparse": sparse}
     for (name, shape, dtype), how in zip(specs, layout["arrays"], strict=True):
         if how == "native":
             found[name] = tensors[name]
         elif isinstance(how, list):
             products[name] = how[1:]
+        elif how == "context":
+            in_stream.append((name, shape, dtype))
         else:
             found[name] = decoders[how](source, int(np.prod(shape, dtype=int)), dtype).reshape(shape)
+    if in_stream:
+        stream = Stream(source.take(len(packed) - source.place))
+        for name, shape, dtype in in_stream:
+            found[name] = stream.array(shape, dtype)
+        assert len(stream.data) <= stream.place <= len(stream.data) + 4
     assert source.place == len(packed)
     return layout, found | {name: found[a] * found[b] for name, (a, b) in products.items()}
+
+
+def large_codes():
+    """A sparse matrix whose sizes need the escape, and one around a centre that is not 0."""
+    graph = lenet(3, hidden=(12, 12))
+    rng = np.random.default_rng(3)
+    weights = {}
+    for name, centre in {"fc1.weight": 0, "fc2.weight": -3}.items():
+        codes = rng.integers(-127, 128, graph.weights[name].values.shape)
+        codes = np.where(rng.random(codes.shape) < 0.9, centre, codes)
+        weights[name] = Weight(codes.astype(np.int8), Affine(np.float32(0.5), None, 8))
+    return graph.with_weights(weights)
 
 
 BIG = {
     "big quantized": lambda: quantized_graph(pruned_graph(inputs=64, hidden=32)),
     "big dense": lambda: quantized_graph(float_graph(inputs=64, hidden=32)),
+    "image": lambda: lenet(1, inputs=784, hidden=(20, 12), density=0.03),
+    "codes up to 200": large_codes,
+    "more filters": lambda: lenet_conv(2, filters=16, size=3, density=0.02),
     "big sparse": lambda: pruned_graph(sparsity=0.95, inputs=64, hidden=32),
 }
 
@@ -171,4 +205,4 @@ def test_the_graphs_above_use_every_encoding(tmp_path):
         save_graph(make(), tmp_path / "m")
         layout, _ = read_by_the_page((tmp_path / "m").read_bytes())
         seen |= {how if isinstance(how, str) else how[0] for how in layout["arrays"]}
-    assert seen == {"native", "product", "raw", "short", "bits", "entropy", "sparse"}
+    assert seen == {"native", "product", "raw", "short", "bits", "entropy", "sparse", "context"}
