@@ -7,7 +7,6 @@ gigabytes of JSON or names a weight twice is refused, before memory is asked for
 from __future__ import annotations
 
 import json
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,17 +44,16 @@ class Layout:
         """Name -> shape and dtype of every array."""
         return array_specs(self.structure)
 
-    def compress(self) -> bytes:
-        """Return the bytes that stand in the file."""
-        text = json.dumps({"graph": self.structure, "arrays": self.encodings}, separators=(",", ":"))
-        return zlib.compress(text.encode(), 9)
+    def to_text(self) -> bytes:
+        """Return the JSON that stands, compressed, in the file."""
+        return json.dumps({"graph": self.structure, "arrays": self.encodings}, separators=(",", ":")).encode()
 
 
-def decompress(compressed: bytes, file_bytes: int) -> Layout:
-    """The inverse of `Layout.compress`.
+def read_layout(text: bytes, file_bytes: int) -> Layout:
+    """The inverse of `Layout.to_text`.
 
     Args:
-        compressed: the bytes from a file.
+        text: the JSON from a file, of at most `MAX_JSON_BYTES`.
         file_bytes: size of that file, which bounds the size of the arrays that it may describe.
 
     Returns:
@@ -64,11 +62,7 @@ def decompress(compressed: bytes, file_bytes: int) -> Layout:
     Raises:
         ArtifactError: bytes that no writer makes. The message doesn't name the path.
     """
-    decompressor = zlib.decompressobj()
     try:
-        text = decompressor.decompress(compressed, MAX_JSON_BYTES + 1)
-        _expect(len(text) <= MAX_JSON_BYTES, f"it has more than {MAX_JSON_BYTES} bytes")
-        _expect(decompressor.eof and not decompressor.unused_data, "it is cut off, or goes on behind its end")
         data = json.loads(text)
         layout = Layout(data["graph"], data["arrays"])
         _expect(len(layout.structure["nodes"]) <= MAX_NODES, f"it has more than {MAX_NODES} nodes")
@@ -76,7 +70,7 @@ def decompress(compressed: bytes, file_bytes: int) -> Layout:
         _expect(len(layout.encodings) == len(layout.specs), "it must give one encoding for each array")
         size = sum(_nbytes(name, spec) for name, spec in layout.specs.items())
         _expect(size <= _FREE_BYTES + _BYTES_PER_BYTE * file_bytes, f"arrays of {size} bytes can't be in this file")
-    except (zlib.error, *MALFORMED) as error:
+    except MALFORMED as error:
         raise ArtifactError(f"the structure of its graph is malformed: {error}") from None
     return layout
 

@@ -6,7 +6,6 @@ a file made by somebody else is refused as well, in bounded time and memory.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from numpy.typing import NDArray
 
 from mlperf_opt.artifacts import encodings
 from mlperf_opt.artifacts.container import Content, about, from_bytes, read, to_bytes, write
-from mlperf_opt.artifacts.layout import MALFORMED, Layout, decompress
+from mlperf_opt.artifacts.context import ContextDecoder, ContextEncoder
+from mlperf_opt.artifacts.envelope import OWN, Envelope, is_model, open_envelope
+from mlperf_opt.artifacts.layout import MALFORMED, MAX_JSON_BYTES, Layout, read_layout
 from mlperf_opt.artifacts.payload import Reader
 from mlperf_opt.errors import ArtifactError
 from mlperf_opt.graph import Graph, arrays, graph_hash, rebuild, split_name, structure, verify
@@ -26,13 +27,10 @@ from mlperf_opt.ops import Spec
 
 Array = NDArray[Any]
 
-FORMAT = "mlperf_opt"
-VERSION = "1"
-_OWN_TENSORS = _GRAPH, _PACKED = "graph", "packed"  # the tensors that are no array of the graph
 _NATIVE = "native"  # the encoding of an array that is a safetensors tensor of its own
 _PRODUCT = "product"  # the encoding of a scale that the reader multiplies from two others
+_CONTEXT = "context"  # the encoding of all arrays that share the stream at the end of the packed bytes
 _NATIVE_BYTES = 64  # below, the ~70 bytes that a tensor costs in the header aren't worth it
-_DIGEST_BYTES = 32
 _DTYPES = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float16", "float32", "float64"}
 
 
@@ -66,11 +64,10 @@ def save_graph(graph: Graph, path: Path) -> SavedModel:
             raise ArtifactError("it holds another graph")
 
     with about(path):
-        content = _to_content(graph)
-        data = to_bytes(content)
+        envelope = _to_envelope(graph)
+        data = to_bytes(envelope.to_content())
     sha256 = write(path, data, check)
-    weights_bytes = sum(tensor.nbytes for name, tensor in content.tensors.items() if name != _GRAPH)
-    return SavedModel(path, len(data), weights_bytes, sha256)
+    return SavedModel(path, len(data), envelope.weights_bytes, sha256)
 
 
 def load_graph(path: Path) -> Graph:
@@ -95,20 +92,16 @@ def is_model_file(path: Path) -> bool:
         return is_model(from_bytes(data))
 
 
-def is_model(content: Content) -> bool:
-    """Whether the content says that it is a graph of ours."""
-    return content.metadata.get("format") == FORMAT
-
-
 # graph -> file
 
 
-def _to_content(graph: Graph) -> Content:
+def _to_envelope(graph: Graph) -> Envelope:
     stored = arrays(graph)
     products = _products(graph, stored)
     native: dict[str, Array] = {}
     packed = bytearray()
     chosen: list[str | list[str]] = []
+    stream = ContextEncoder()
     for name, array in stored.items():
         if str(array.dtype) not in _DTYPES:
             raise ArtifactError(f"array {name!r}: a model file can't hold the dtype {array.dtype}")
@@ -116,16 +109,17 @@ def _to_content(graph: Graph) -> Content:
             chosen.append([_PRODUCT, *products[name]])
             continue
         encoding, data = encodings.encode(array)
-        if encoding == "raw" and array.nbytes >= _NATIVE_BYTES and name not in _OWN_TENSORS:
+        trial = stream.offer(array)
+        if trial is not None and trial.bits < 8 * len(data):
+            stream.accept(trial)
+            chosen.append(_CONTEXT)
+        elif encoding == "raw" and array.nbytes >= _NATIVE_BYTES and name != OWN:
             native[name] = array
             chosen.append(_NATIVE)
         else:
             packed += data
             chosen.append(encoding)
-    compressed = Layout(structure(graph), chosen).compress()
-    own = {_GRAPH: _digest(compressed, bytes(packed), native) + compressed, _PACKED: bytes(packed)}
-    tensors = {name: np.frombuffer(data, np.uint8) for name, data in own.items() if data}
-    return Content(tensors | native, {"format": FORMAT, "version": VERSION})
+    return Envelope(Layout(structure(graph), chosen).to_text(), bytes(packed) + stream.finish(), native)
 
 
 def _products(graph: Graph, stored: Mapping[str, Array]) -> dict[str, tuple[str, str]]:
@@ -149,18 +143,6 @@ def _is_factor(name: str, stored: Mapping[str, Array], products: Mapping[str, tu
     return name in stored and name not in products and stored[name].dtype == np.float32
 
 
-def _digest(compressed: bytes, packed: bytes, native: Mapping[str, Array]) -> bytes:
-    """SHA-256 over every part with its length (uint64) before it; the native tensors in the order of their names."""
-    parts = [compressed, packed]
-    for name, array in sorted(native.items()):
-        parts += [json.dumps([name, str(array.dtype), list(array.shape)]).encode(), array.tobytes()]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "little"))
-        digest.update(part)
-    return digest.digest()
-
-
 # file -> graph
 
 
@@ -174,21 +156,10 @@ def parse(content: Content, data: bytes) -> Graph:
     Raises:
         ArtifactError: the file is damaged or not ours. The message doesn't name the path.
     """
-    if not is_model(content):
-        raise ArtifactError(f"a safetensors file, but no model of ours: its metadata has no format {FORMAT!r}")
-    version = content.metadata.get("version")
-    if version != VERSION:
-        raise ArtifactError(f"the version of its format is {version!r}; this program reads version {VERSION!r}")
-    if to_bytes(content) != data:  # damage that safetensors and JSON put up with
-        raise ArtifactError("damaged: its header is not as this program writes it")
-    head, packed = (_own_tensor(content, name) for name in _OWN_TENSORS)
-    native = {name: array for name, array in content.tensors.items() if name not in _OWN_TENSORS}
-    digest, compressed = head[:_DIGEST_BYTES], head[_DIGEST_BYTES:]
-    if _digest(compressed, packed, native) != digest:
-        raise ArtifactError("damaged: its checksum is wrong")
-    layout = decompress(compressed, len(data))
+    envelope = open_envelope(content, data, MAX_JSON_BYTES)
+    layout = read_layout(envelope.layout, len(data))
     try:
-        graph = verify(rebuild(layout.structure, _read_arrays(layout, native, packed)))
+        graph = verify(rebuild(layout.structure, _read_arrays(layout, envelope.native, envelope.packed)))
         is_canonical = json.dumps(structure(graph)) == json.dumps(layout.structure)
     except MALFORMED as error:
         raise ArtifactError(f"its graph is not legal: {error}") from None
@@ -197,28 +168,35 @@ def parse(content: Content, data: bytes) -> Graph:
     return graph
 
 
-def _own_tensor(content: Content, name: str) -> bytes:
-    array = content.tensors.get(name, np.zeros(0, np.uint8))
-    if array.dtype != np.uint8 or array.ndim != 1:
-        raise ArtifactError(f"damaged: its tensor {name!r} must be a row of bytes")
-    return array.tobytes()
-
-
 def _read_arrays(layout: Layout, native: Mapping[str, Array], packed: bytes) -> dict[str, Array]:
     reader = Reader(packed)
     rest = dict(native)
     found: dict[str, Array] = {}
     products: dict[str, list[str]] = {}
+    in_stream: list[str] = []
     for (name, spec), encoding in zip(layout.specs.items(), layout.encodings, strict=True):
         if encoding == _NATIVE:
             found[name] = _native(name, spec, rest)
         elif isinstance(encoding, list) and encoding[:1] == [_PRODUCT]:
             products[name] = encoding[1:]
+        elif encoding == _CONTEXT:
+            in_stream.append(name)
         else:
             found[name] = encodings.decode(encoding, reader, spec)
+    if in_stream:
+        found |= _read_stream({name: layout.specs[name] for name in in_stream}, reader.take(reader.remaining))
     if rest or reader.remaining:
         raise ArtifactError(f"it holds {len(rest)} tensors and {reader.remaining} packed bytes that its graph doesn't need")
     return found | {name: _product(name, factors, found) for name, factors in products.items()}
+
+
+def _read_stream(specs: Mapping[str, Spec], stream: bytes) -> dict[str, Array]:
+    decoder = ContextDecoder(stream)
+    found = {
+        name: decoder.decode(tuple(int(dim) for dim in spec.shape), np.dtype(spec.dtype)) for name, spec in specs.items()
+    }
+    decoder.finish()
+    return found
 
 
 def _native(name: str, spec: Spec, tensors: dict[str, Array]) -> Array:

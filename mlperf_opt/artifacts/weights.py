@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.artifacts.container import Content, about, from_bytes, read, to_bytes, write
-from mlperf_opt.artifacts.model_file import FORMAT, is_model, parse
+from mlperf_opt.artifacts.envelope import FORMAT, is_model
+from mlperf_opt.artifacts.model_file import parse
 from mlperf_opt.errors import ArtifactError, GraphError
 from mlperf_opt.graph import Dense, Graph, Weight, verify
 
@@ -32,9 +33,10 @@ def save_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, 
         ArtifactError: it can't be written, or doesn't read back as it was.
     """
     with about(path):
-        if metadata.get("format") == FORMAT:
-            raise ArtifactError(f"the metadata format={FORMAT} is kept for model files")
-        data = to_bytes(Content(arrays, metadata))
+        content = Content(arrays, metadata)
+        if is_model(content):
+            raise ArtifactError(f"the metadata {FORMAT} is kept for model files")
+        data = to_bytes(content)
 
     def check(written: bytes) -> None:
         content = from_bytes(written)

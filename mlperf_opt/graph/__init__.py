@@ -6,12 +6,13 @@ from mlperf_opt.graph.graph import LENGTHS, POSITION, Graph, Node, State
 from mlperf_opt.graph.printing import to_text
 from mlperf_opt.graph.serial import array_specs, arrays, graph_hash, rebuild, structure
 from mlperf_opt.graph.verify import verify
-from mlperf_opt.graph.weight import Affine, Dense, Weight, split_name
+from mlperf_opt.graph.weight import Affine, Codebook, Dense, Weight, split_name
 
 __all__ = [
     "LENGTHS",
     "POSITION",
     "Affine",
+    "Codebook",
     "Dense",
     "Fusion",
     "Graph",

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph.graph import Graph, Node, State
-from mlperf_opt.graph.weight import Affine, Array, Weight
+from mlperf_opt.graph.weight import MAX_CENTROIDS, Affine, Array, Codebook, Dense, Encoding, Weight
 from mlperf_opt.ops import Spec
 from mlperf_opt.ops.base import is_whole
 
@@ -35,16 +35,20 @@ def _encoding(weight: Weight) -> list[Any]:
     shape, dtype = list(weight.values.shape), str(weight.values.dtype)
     if isinstance(weight.encoding, Affine):
         return [shape, dtype, {"axis": weight.encoding.axis, "bits": weight.encoding.bits}]
+    if isinstance(weight.encoding, Codebook):
+        return [shape, dtype, {"codebook": len(weight.encoding.centroids)}]
     return [shape, dtype, None]
 
 
 def arrays(graph: Graph) -> dict[str, Array]:
-    """Return every stored array by the name that `rebuild` takes: ``weight``, and ``weight:scale`` of an affine one."""
+    """Return every stored array by the name `rebuild` takes: ``weight``, and ``weight:scale`` or ``weight:centroids``."""
     found: dict[str, Array] = {}
     for name, weight in graph.weights.items():
         found[name] = weight.values
         if isinstance(weight.encoding, Affine):
             found[f"{name}:scale"] = weight.encoding.scale
+        if isinstance(weight.encoding, Codebook):
+            found[f"{name}:centroids"] = weight.encoding.centroids
     return found
 
 
@@ -52,12 +56,16 @@ def array_specs(data: Mapping[str, Any]) -> dict[str, Spec]:
     """Return name -> spec of the arrays that a graph with this structure needs, in the order of `arrays`."""
     with _malformed():
         specs: dict[str, Spec] = {}
-        for name, shape, dtype, affine in data["weights"]:
+        for name, shape, dtype, encoding in data["weights"]:
             if name in specs:
                 raise GraphError(f"the weight {name!r} stands twice in the structure of the graph")
             specs[_text(name)] = _read_spec(shape, dtype)
-            if affine is not None:
-                axis = affine["axis"]
+            if encoding is None:
+                continue
+            if "codebook" in encoding:
+                specs[f"{name}:centroids"] = Spec((_centroids(encoding),), "float32")
+            else:
+                axis = encoding["axis"]
                 specs[f"{name}:scale"] = Spec(() if axis is None else (shape[axis],), "float32")
         return specs
 
@@ -103,11 +111,8 @@ def rebuild(data: Mapping[str, Any], stored: Mapping[str, Array]) -> Graph:
             raise GraphError(f"the array {name!r} is {found}; the structure of the graph says {spec}")
     with _malformed():
         weights = {}
-        for name, _, _, affine in data["weights"]:
-            if affine is None:
-                weights[name] = Weight(stored[name])
-            else:
-                weights[name] = Weight(stored[name], Affine(stored[f"{name}:scale"], affine["axis"], affine["bits"]))
+        for name, _, _, encoding in data["weights"]:
+            weights[name] = Weight(stored[name], _read_encoding(name, encoding, stored))
         inputs = {_text(name): _read_spec(shape, dtype) for name, shape, dtype in data["inputs"]}
         if len(inputs) != len(data["inputs"]):
             raise ValueError("an input stands twice")
@@ -121,6 +126,21 @@ def rebuild(data: Mapping[str, Any], stored: Mapping[str, Array]) -> Graph:
                 State(_text(name), _read_spec(shape, dtype), _text(update)) for name, shape, dtype, update in data["state"]
             ),
         )
+
+
+def _read_encoding(name: str, encoding: Mapping[str, Any] | None, stored: Mapping[str, Array]) -> Encoding:
+    if encoding is None:
+        return Dense()
+    if "codebook" in encoding:
+        return Codebook(stored[f"{name}:centroids"])
+    return Affine(stored[f"{name}:scale"], encoding["axis"], encoding["bits"])
+
+
+def _centroids(encoding: Mapping[str, Any]) -> int:
+    count = encoding["codebook"]
+    if not is_whole(count, 1) or count > MAX_CENTROIDS:
+        raise ValueError(f"no number of centroids: {count!r}")
+    return count
 
 
 def _node(op: Any, inputs: Any, output: Any, attributes: Any) -> Node:

@@ -6,7 +6,7 @@ import numpy as np
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph.graph import Graph
-from mlperf_opt.graph.weight import Affine, Weight, split_name
+from mlperf_opt.graph.weight import MAX_CENTROIDS, Affine, Array, Codebook, Weight, split_name
 from mlperf_opt.ops.base import is_whole
 
 
@@ -63,23 +63,37 @@ def _check_weights(graph: Graph) -> None:
 def _check_values(name: str, weight: Weight) -> None:
     arrays = [weight.values]
     if isinstance(weight.encoding, Affine):
-        affine = weight.encoding
-        if not is_whole(affine.bits, 2) or affine.bits > 32:
-            raise GraphError(f"weight {name!r}: bits={affine.bits} must be a whole number in 2..32")
-        if affine.axis is not None and not (is_whole(affine.axis, 0) and affine.axis < weight.values.ndim):
-            raise GraphError(f"weight {name!r}: axis={affine.axis} is no axis of {weight.values.ndim}")
-        arrays.append(affine.scale)
-        shape = () if affine.axis is None else weight.values.shape[affine.axis : affine.axis + 1]
-        if affine.scale.shape != shape or affine.scale.dtype != np.float32 or not (affine.scale > 0).all():
-            raise GraphError(f"weight {name!r}: its scales must be positive float32 of shape {shape}")
-        limit = affine.limit
-        if weight.values.dtype.kind != "i" or (
-            weight.values.size and max(-int(weight.values.min()), int(weight.values.max())) > limit
-        ):
-            raise GraphError(f"weight {name!r}: its codes must be integers in -{limit}..{limit}")
+        _check_affine(name, weight.values, weight.encoding)
+        arrays.append(weight.encoding.scale)
+    if isinstance(weight.encoding, Codebook):
+        _check_codebook(name, weight.values, weight.encoding.centroids)
+        arrays.append(weight.encoding.centroids)
     for array in arrays:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise GraphError(f"weight {name!r} holds a value that is not finite")
+
+
+def _check_affine(name: str, codes: Array, affine: Affine) -> None:
+    if not is_whole(affine.bits, 2) or affine.bits > 32:
+        raise GraphError(f"weight {name!r}: bits={affine.bits} must be a whole number in 2..32")
+    if affine.axis is not None and not (is_whole(affine.axis, 0) and affine.axis < codes.ndim):
+        raise GraphError(f"weight {name!r}: axis={affine.axis} is no axis of {codes.ndim}")
+    shape = () if affine.axis is None else codes.shape[affine.axis : affine.axis + 1]
+    if affine.scale.shape != shape or affine.scale.dtype != np.float32 or not (affine.scale > 0).all():
+        raise GraphError(f"weight {name!r}: its scales must be positive float32 of shape {shape}")
+    limit = affine.limit
+    if codes.dtype.kind != "i" or (codes.size and max(-int(codes.min()), int(codes.max())) > limit):
+        raise GraphError(f"weight {name!r}: its codes must be integers in -{limit}..{limit}")
+
+
+def _check_codebook(name: str, codes: Array, centroids: Array) -> None:
+    count = centroids.size
+    if centroids.ndim != 1 or centroids.dtype != np.float32 or not 1 <= count <= MAX_CENTROIDS:
+        raise GraphError(f"weight {name!r}: its codebook must be 1 to {MAX_CENTROIDS} float32 centroids")
+    if not (centroids[1:] > centroids[:-1]).all():
+        raise GraphError(f"weight {name!r}: its centroids must ascend, each once")
+    if codes.dtype != np.uint8 or (codes.size and int(codes.max()) >= count):
+        raise GraphError(f"weight {name!r}: its codes must be uint8 indices of {count} centroids")
 
 
 def _check_in_place(graph: Graph) -> None:

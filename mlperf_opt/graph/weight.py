@@ -12,6 +12,8 @@ from mlperf_opt.errors import GraphError
 
 Array = NDArray[Any]
 
+MAX_CENTROIDS = 256  # the codes are uint8
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -44,7 +46,27 @@ class Affine:
         return self.scale.reshape([-1 if axis == self.axis else 1 for axis in range(ndim)])
 
 
-Encoding = Dense | Affine
+@dataclass(frozen=True)
+class Codebook:
+    """real = centroids[code]: weights that share a few values (Han et al., arXiv:1510.00149).
+
+    A codebook that holds 0.0 has it exactly, so what is pruned stays so.
+
+    Attributes:
+        centroids: float32 (K,), strictly ascending, 1 <= K <= 256; the codes are uint8 indices. Ascending, so that the
+            nearest is found by bisection, and neighbouring codes are neighbouring values, which a file codes well.
+    """
+
+    centroids: Array
+
+    def nearest(self, dense: Array) -> Array:
+        """Return the indices of the nearest centroids, uint8; halfway between two, the lower."""
+        # float64: halfway between two float32 need not be a float32
+        ends = self.centroids.astype(np.float64)
+        return np.searchsorted((ends[1:] + ends[:-1]) / 2, dense.astype(np.float64)).astype(np.uint8)
+
+
+Encoding = Dense | Affine | Codebook
 
 
 @dataclass(frozen=True)
@@ -61,18 +83,44 @@ class Weight:
         object.__setattr__(self, "values", _frozen(self.values))
         if isinstance(self.encoding, Affine):
             object.__setattr__(self.encoding, "scale", _frozen(self.encoding.scale))
+        if isinstance(self.encoding, Codebook):
+            object.__setattr__(self.encoding, "centroids", _frozen(self.encoding.centroids))
 
     def dense(self) -> Array:
         """Return the real values as float32."""
         if isinstance(self.encoding, Affine):
             return self.values.astype(np.float32) * self.encoding.spread(self.values.ndim)
+        if isinstance(self.encoding, Codebook):
+            return self.encoding.centroids[self.values]
         return self.values.astype(np.float32, copy=False)
+
+    @property
+    def zero(self) -> int:
+        """The code that means exactly 0.
+
+        Raises:
+            GraphError: a codebook without it: nothing in it can be pruned.
+        """
+        if not isinstance(self.encoding, Codebook):
+            return 0
+        found = np.flatnonzero(self.encoding.centroids == 0)
+        if not found.size:
+            raise GraphError("a codebook without a centroid 0.0 can't hold a zero")
+        return int(found[0])
+
+    @property
+    def is_zero(self) -> Array:
+        """Which real values are exactly 0, bool."""
+        if isinstance(self.encoding, Codebook):
+            return (self.encoding.centroids == 0)[self.values]
+        return self.values == 0
 
     def encode(self, dense: Array) -> Weight:
         """Return ``dense`` in this weight's encoding and dtype: rounded to its grid, saturated at its ends.
 
         Raises:
-            GraphError: a value that is not finite (a diverged training must not turn into codes).
+            GraphError: a value that is not finite (a diverged training must not turn into codes), or a zero where the
+                codebook has none (a pruned weight must not come back to life).
         """
         if not np.isfinite(dense).all():
             raise GraphError("a value that is not finite can't be encoded")
@@ -81,6 +129,10 @@ class Weight:
             codes = np.rint(dense.astype(np.float64) / self.encoding.spread(dense.ndim))
             codes = np.clip(codes, -self.encoding.limit, self.encoding.limit)
             return Weight(codes.astype(self.values.dtype), self.encoding)
+        if isinstance(self.encoding, Codebook):
+            if not (dense != 0).all():
+                _ = self.zero
+            return Weight(self.encoding.nearest(dense), self.encoding)
         dtype = self.values.dtype
         if dtype.kind == "f":
             ends = np.finfo(dtype)
@@ -89,13 +141,15 @@ class Weight:
         return Weight(np.clip(np.rint(dense.astype(np.float64)), limits.min, limits.max).astype(dtype), self.encoding)
 
     def part(self, part: str) -> Array:
-        """Return what an op asks for: ``""`` the real values, ``"codes"`` or ``"scale"`` as stored."""
+        """Return what an op asks for: ``""`` the real values, ``"codes"``, ``"scale"`` or ``"centroids"`` as stored."""
         if part == "":
             return self.dense()
         if part == "codes":
             return self.values
         if part == "scale" and isinstance(self.encoding, Affine):
             return self.encoding.scale
+        if part == "centroids" and isinstance(self.encoding, Codebook):
+            return self.encoding.centroids
         raise GraphError(f"a weight with encoding {type(self.encoding).__name__} has no part {part!r}")
 
 

@@ -45,7 +45,7 @@ class Finetune(Pass):
             raise PassError("finetune: a graph with a cache can't be trained; put finetune before kv_cache")
 
     def __call__(self, graph: Graph, context: PassContext) -> PassResult:
-        masks = {name: graph.weights[name].values != 0 for name in graph.matrices()}
+        masks = {name: ~graph.weights[name].is_zero for name in graph.matrices()}
 
         def report(epoch: EpochReport) -> None:
             context.progress(f"epoch {epoch.epoch}/{epoch.epochs} loss {epoch.loss:.4f} train {epoch.accuracy:.1%}")

@@ -57,7 +57,7 @@ class Prune(Pass):
             result = _prune_group({name: graph.weights[name] for name in group}, self.sparsity)
             _check_zeros(result, self.sparsity)
             pruned |= result
-        zeros = {name: int((w.values == 0).sum()) for name, w in pruned.items()}
+        zeros = {name: int(w.is_zero.sum()) for name, w in pruned.items()}
         return PassResult(graph.with_weights(pruned), {"zeros": zeros})
 
     def _chosen(self, graph: Graph) -> list[str]:
@@ -66,7 +66,7 @@ class Prune(Pass):
 
 def _check_zeros(weights: dict[str, Weight], sparsity: float) -> None:
     """The promise of the pass, counted on what it made."""
-    zeros = sum(int((w.values == 0).sum()) for w in weights.values())
+    zeros = sum(int(w.is_zero.sum()) for w in weights.values())
     wanted = round(sparsity * sum(w.values.size for w in weights.values()))
     if zeros < wanted:
         raise PassError(f"prune: {zeros} zeros instead of {wanted} in {', '.join(weights)}")
@@ -81,6 +81,6 @@ def _prune_group(weights: dict[str, Weight], sparsity: float) -> dict[str, Weigh
     for name, weight in weights.items():
         size = weight.values.size
         mask = keep[start : start + size].reshape(weight.values.shape)
-        pruned[name] = Weight(np.where(mask, weight.values, weight.values.dtype.type(0)), weight.encoding)
+        pruned[name] = Weight(np.where(mask, weight.values, weight.values.dtype.type(weight.zero)), weight.encoding)
         start += size
     return pruned

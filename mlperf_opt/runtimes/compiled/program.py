@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
-from mlperf_opt.graph import Affine, Graph, Node, split_name
+from mlperf_opt.graph import Affine, Codebook, Graph, Node, split_name
 from mlperf_opt.kernels import machine
 from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, OUTPUT, WIDTH, reference
 from mlperf_opt.runtimes.base import Isa, Sparse
@@ -106,8 +106,10 @@ class Program:
         return self.graph.weights[name].part(part)
 
     def stored(self, argument: str) -> tuple[Array, Array | None]:
-        """The values of a weight as stored, and the scale of each column where they are int8 codes."""
+        """The values of a weight as stored (real ones of a codebook), and the scale of each column of int8 codes."""
         weight = self.graph.weights[split_name(argument)[0]]
+        if isinstance(weight.encoding, Codebook):
+            return weight.dense(), None
         return weight.values, weight.encoding.scale if isinstance(weight.encoding, Affine) else None
 
     def is_weight(self, argument: str) -> bool:

@@ -1,0 +1,47 @@
+"""What a layout is likely to say: the preset dictionary of its compression.
+
+A part of the format: docs/format.md gives the same lines. It can't be changed without a new version.
+"""
+
+LINES = (
+    '"sinusoidal_positions","dequantize","float64","int16","uint16","uint32","uint64","native",["product",',
+    '"state":[["position",["N"],"int64","position.next"],["layer1.attention.keys",["N",2,"L",16],"float32",',
+    '"layer1.attention.keys.next"],["layer1.attention.values",["N",2,"L",16],"float32","layer1.attention.values.next"],',
+    '["cache_write",["layer1.attention.keys","layer1.key","position","lengths"],"layer1.attention.keys.next",{}],',
+    '["cached_attention",["layer1.query",["advance",["position","lengths"],"position.next",{}],["lengths",["N"],"int64"]],',
+    '{"graph":{"name":"transformer","inputs":[["tokens",["N","T"],"int64"]],"outputs":["logits"],"state":[],"nodes":[',
+    '["embedding",["tokens","embed.table"],"embed",{}],["learned_positions",["embed","positions.table",""],"positions",{}],',
+    '["layer_norm",["positions","layer1.norm1.gamma","layer1.norm1.beta"],"layer1.norm1",{"eps":1e-05}],',
+    '["quantize",["layer1.norm1","layer1.norm1.scale","layer1.norm1.zero:codes"],"layer1.norm1.codes",{}],',
+    '["linear",["layer1.norm1","layer1.query.weight","layer1.query.bias"],"layer1.query",{}],',
+    '["attention",["layer1.query","layer1.key.weight","layer1.value"],"layer1.attention",{"causal":true,"heads":2}],',
+    '["linear",["layer1.attention","layer1.project.weight","layer1.project.bias"],"layer1.project",{}],',
+    '["add",["positions","layer1.project"],"layer1.add1",{}],["gelu",["layer1.up"],"layer1.gelu",{}],',
+    '["linear",["layer1.gelu","layer1.down.weight","layer1.down.bias"],"layer1.down",{}],["layer_norm",["layer2.add2",',
+    '"norm.gamma","norm.beta"],"norm",{"eps":1e-05}],["qembedding",["tokens","embed.table:codes","embed.table:scale"],',
+    '"float16",null],"uint8",{"codebook":16}],"int8",{"axis":0,"bits":8}],"int32",{"axis":0,"bits":31}],',
+    '["x.scale",[],"float32",null],["x.zero",[],"uint8",null],["pool1.scale",[],"float32",null],',
+    '"bits","entropy","sparse","context","short","raw"]}{"activation":"relu","padding":1,"stride":1}],',
+    '["quantize",["x","x.scale","x.zero:codes"],"x.codes",{}],["qconv2d",["x.codes","x.scale","x.zero:codes",',
+    '"conv1.weight:codes","conv1.weight:scale","conv1.bias:codes","pool1.scale","pool1.zero:codes"],"conv1",{"padding":1,',
+    '["qlinear",["flatten","flatten.scale","flatten.zero:codes","fc1.weight:codes","fc1.weight:scale","fc1.bias:codes",',
+    '"relu1.scale","relu1.zero:codes"],"fc1",{}],"weights":[["conv1.weight",[4,1,3,3],"float32",null],["conv1.bias",[4],',
+    '"x",["N",1,8,8],{"graph":{"name":"lenet5","inputs":[["x",["N",1,28,28],"float32"]],"outputs":["fc2"],"state":[],',
+    '"nodes":[["conv2d",["x","conv1.weight","conv1.bias"],"conv1",{"padding":0,"stride":1}],["relu",["conv1"],"relu1",{}],',
+    '["max_pool2d",["relu1"],"pool1",{"size":2,"stride":2}],["max_pool2d",["conv1"],"pool1",{"size":2,"stride":2}],',
+    '["conv2d",["pool1","conv2.weight","conv2.bias"],"conv2",{"padding":0,"stride":1}],["relu",["conv2"],"relu2",{}],',
+    '["max_pool2d",["relu2"],"pool2",{"size":2,"stride":2}],["flatten",["pool2"],"flatten",{}],',
+    '["linear",["flatten","fc1.weight","fc1.bias"],"fc1",{}],["relu",["fc1"],"relu3",{}],',
+    '["linear",["relu3","fc2.weight","fc2.bias"],"fc2",{}]],"weights":[["conv1.weight",[20,1,5,5],"int8",{"axis":null,',
+    '"bits":4}],["conv1.bias",[20],"int8",{"axis":null,"bits":5}],["conv2.weight",[50,20,5,5],"int8",{"axis":null,"bits":4}],',
+    '["conv2.bias",[50],"int8",{"axis":null,"bits":6}],["fc1.weight",[10,32],"float32",null],["fc1.bias",[10],"float32",null],',
+    '{"graph":{"name":"lenet300","inputs":[["x",["N",1,28,28],"float32"]],"outputs":["fc3"],"state":[],',
+    '"nodes":[["flatten",["x"],"flatten",{}],["linear",["flatten","fc1.weight","fc1.bias"],"fc1",{}],',
+    '["relu",["fc1"],"relu1",{}],["linear",["relu1","fc2.weight","fc2.bias"],"fc2",{}],["relu",["fc2"],"relu2",{}],',
+    '["linear",["relu2","fc3.weight","fc3.bias"],"fc3",{}]],"weights":[["fc1.weight",[300,784],"int8",{"axis":null,"bits":4}],',
+    '["fc1.bias",[300],"int8",{"axis":null,"bits":4}],["fc2.weight",[100,300],"int8",{"axis":null,"bits":4}],',
+    '["fc2.bias",[100],"int8",{"axis":null,"bits":4}],["fc3.weight",[10,100],"int8",{"axis":null,"bits":4}],',
+    '["fc3.bias",[10],"int8",{"axis":null,"bits":4}]]},"arrays":["native","short","native","raw","native","raw",',
+    '"context","short","context","short","context","short","context","short","context","short","context","short"]}',
+)
+DICTIONARY = "".join(LINES).encode()
