@@ -138,7 +138,9 @@ def train(
         ArtifactError: the checkpoint is damaged or of another training.
         GraphError: the graph can't be differentiated.
     """
-    run = _Training(graph, settings, projection or Free(), objective, Loader(data.train, settings.batch, seed, settings.shift))
+    run = _Training(
+        graph, settings, projection or Free(), objective, Loader(data.train, settings.batch, seed, settings.shift)
+    )
     state = run.initial_state(f"{graph_hash(graph)} {data.sha256} {settings} {seed}")
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, state)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -68,32 +68,22 @@ class Frozen:
 
     Attributes:
         masks: weight name -> bool array; entries that are False stay zero.
-        least: weight name -> scalar or array that broadcasts: a magnitude that the other entries don't fall below, so that
-            on a grid of that step none of them becomes a zero.
     """
 
     masks: Arrays
-    least: Arrays = field(default_factory=dict)
 
     every = 0
 
     @property
     def identity(self) -> str:
         digest = hashlib.sha256()
-        for kind, arrays in (("mask", self.masks), ("least", self.least)):
-            for name, array in sorted(arrays.items()):
-                digest.update(f"{kind} {name} {array.dtype} {array.shape}".encode() + array.tobytes())
+        for name, mask in sorted(self.masks.items()):
+            digest.update(f"{name} {mask.shape}".encode() + mask.tobytes())
         return digest.hexdigest()
 
     def refresh(self, shadow: Arrays, memory: Arrays, step: int, total: int) -> dict[str, Array]:
         return {}
 
     def project(self, shadow: Arrays, memory: Arrays) -> dict[str, Array]:
-        projected = {}
-        for name, mask in self.masks.items():
-            values = shadow[name]
-            if name in self.least:
-                values = np.copysign(np.maximum(np.abs(values), self.least[name]), values)
-            # a choice, not a product: -1 * 0 is -0.0, which a file would have to keep
-            projected[name] = np.where(mask, values, np.float32(0))
-        return projected
+        # a choice, not a product: -1 * 0 is -0.0, which a file would have to keep
+        return {name: np.where(mask, shadow[name], np.float32(0)) for name, mask in self.masks.items()}

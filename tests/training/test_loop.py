@@ -34,9 +34,9 @@ def test_shuffled_labels_are_not_learnt():
 
 def test_masked_weights_stay_positive_zero():
     mask = np.random.default_rng(0).random((32, 64)) < 0.5
-    weight = train(network(), DIGITS, TrainSettings(epochs=2), seed=0, projection=Frozen({"fc1.weight": mask})).graph.weights[
-        "fc1.weight"
-    ]
+    weight = train(
+        network(), DIGITS, TrainSettings(epochs=2), seed=0, projection=Frozen({"fc1.weight": mask})
+    ).graph.weights["fc1.weight"]
     zeros = weight.values[~mask]
     assert not zeros.view(np.uint32).any()
     assert (weight.values[mask] != 0).all()
