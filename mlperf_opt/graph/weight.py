@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 
 Array = NDArray[Any]
+_SPARSE_FROM = 4096  # elements from which on looking for zeros first is quicker
 
 MAX_CENTROIDS = 256  # the codes are uint8
 
@@ -125,6 +126,12 @@ class Weight:
         if not np.isfinite(dense).all():
             raise GraphError("a value that is not finite can't be encoded")
         if isinstance(self.encoding, Affine):
+            if self.encoding.axis is None and dense.size >= _SPARSE_FROM:
+                where = np.flatnonzero(dense)
+                if where.size < dense.size // 4:  # training encodes at every step: of a sparse weight the rest is zero
+                    codes = np.zeros(dense.size, self.values.dtype)
+                    codes[where] = Weight(self.values[:0], self.encoding).encode(dense.reshape(-1)[where]).values
+                    return Weight(codes.reshape(dense.shape), self.encoding)
             # float64: an int32 limit is not a float32, and a bias may round to it
             codes = np.rint(dense.astype(np.float64) / self.encoding.spread(dense.ndim))
             codes = np.clip(codes, -self.encoding.limit, self.encoding.limit)

@@ -50,6 +50,43 @@ def test_a_pruner_that_does_nothing_is_refused(rows, healthy, monkeypatch):
     assert table["status"].tolist() == ["VALID", "INVALID"] and "zeros" in table["reasons"][1]
 
 
+QUICK_RAMP = ("passes=[prune]", "passes.prune.schedule=cubic", "passes.prune.epochs=2", "passes.prune.batch=50")
+
+
+def test_a_projection_that_does_nothing_is_refused(rows, monkeypatch):
+    """Training that uses all weights all the time, and hands them on."""
+    healthy(rows, *QUICK_RAMP)
+    monkeypatch.setattr("mlperf_opt.passes.ramp.Ramp.project", lambda self, shadow, memory: {})
+    monkeypatch.setattr("mlperf_opt.passes.ramp.Ramp.pruned", lambda self, shadow, memory: {})
+    status, table, error = rows(*QUICK_RAMP)
+    assert status == 2 and "zeros instead of" in error
+    assert table["status"].tolist() == ["VALID", "INVALID"]
+
+
+def test_a_ramp_whose_masks_are_not_the_promised_ones_is_refused(rows, monkeypatch):
+    monkeypatch.setattr("mlperf_opt.passes.ramp.sparsity_at", lambda schedule, target, t: target / 2)
+    status, _, error = rows(*QUICK_RAMP)
+    assert status == 2 and "zeros instead of" in error
+
+
+def test_finetuning_that_forgets_the_zeros_is_refused(rows, monkeypatch):
+    words = ("passes=[prune,finetune]", "passes.finetune.epochs=1")
+    healthy(rows, *words)
+    monkeypatch.setattr("mlperf_opt.training.projection.Frozen.project", lambda self, shadow, memory: {})
+    status, _, error = rows(*words)
+    assert status == 2 and "fewer zeros" in error
+
+
+def test_tidying_that_loses_a_constant_is_invalid(rows, monkeypatch):
+    """Pruned so far that units die, with biases that matter."""
+    words = ("passes=[prune,tidy]", "passes.prune.sparsity=0.97")
+    status, table, _ = rows(*words)
+    assert status == 0 and (table["status"] == "VALID").all() and table["parameters"][2] < table["parameters"][1]
+    monkeypatch.setattr("mlperf_opt.passes.units.constants", lambda graph, layer: np.zeros(layer.units(graph)))
+    _, table, _ = rows(*words)
+    assert table["status"][2] == "INVALID" and "must leave the outputs as they are" in table["reasons"][2]
+
+
 @pytest.mark.parametrize(
     "op, broken",
     [
