@@ -147,6 +147,21 @@ class Weight:
         limits = np.iinfo(dtype)
         return Weight(np.clip(np.rint(dense.astype(np.float64)), limits.min, limits.max).astype(dtype), self.encoding)
 
+    def with_centroids(self, centroids: Array) -> Weight:
+        """Return a codebook's codes with other centroids, in any order: assignments stay, equal centroids become one.
+
+        Args:
+            centroids: (K,), one for each that it has, in the same order.
+
+        Raises:
+            GraphError: a centroid that is not finite.
+        """
+        if not np.isfinite(centroids).all():
+            raise GraphError("a centroid that is not finite can't be stored")
+        # + 0: no negative zero, which would be a zero that isn't the zero
+        ascending, places = np.unique(centroids.astype(np.float32) + np.float32(0), return_inverse=True)
+        return Weight(places.astype(np.uint8)[self.values], Codebook(ascending))
+
     def part(self, part: str) -> Array:
         """Return what an op asks for: ``""`` the real values, ``"codes"``, ``"scale"`` or ``"centroids"`` as stored."""
         if part == "":

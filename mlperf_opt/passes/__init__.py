@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
+from mlperf_opt.passes.cluster import Cluster
 from mlperf_opt.passes.export import Export
 from mlperf_opt.passes.finetune import Finetune
 from mlperf_opt.passes.fuse import Fuse
@@ -18,6 +19,7 @@ PASSES: dict[str, type[Pass]] = {
     "quant": Quant,
     "prune": Prune,
     "lowrank": Lowrank,
+    "cluster": Cluster,
     "finetune": Finetune,
     "tidy": Tidy,
     "kv_cache": KvCache,

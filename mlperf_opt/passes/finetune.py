@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from numpy.typing import NDArray
+
 from mlperf_opt.errors import PassError
-from mlperf_opt.graph import Graph, graph_hash
+from mlperf_opt.graph import Codebook, Graph, graph_hash
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.passes.watching import watch
 from mlperf_opt.runtimes import NUMPY
 from mlperf_opt.settings import require
 from mlperf_opt.training import CROSS_ENTROPY, Distillation, Frozen, Objective, TrainSettings, train
+
+Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,9 @@ class Finetune(Pass):
 
     Weights that are zero stay zero. On a quantized graph the forward pass computes with the codes that the file will hold
     and the gradient goes straight through to a float32 master copy (Bengio, arXiv:1308.3432); scales and ranges stay as
-    calibrated. With distillation the network learns the baseline's soft targets too (Hinton et al., arXiv:1503.02531).
+    calibrated. Of weights that share centroids (`cluster`) the centroids are trained: each place keeps its centroid, whose
+    gradient is the sum over its places (Han et al., arXiv:1510.00149). With distillation the network learns the baseline's
+    soft targets too (Hinton et al., arXiv:1503.02531).
 
     Attributes:
         epochs: passes over the training split.
@@ -64,7 +70,7 @@ class Finetune(Pass):
             context.data,
             self._settings(),
             seed=context.seed,
-            projection=Frozen({name: ~graph.weights[name].is_zero for name in graph.matrices()}),
+            projection=Frozen(_masks(graph)),
             objective=self._objective(context),
             progress=watch(context, rows),
             checkpoint=context.checkpoint,
@@ -90,6 +96,12 @@ class Finetune(Pass):
             l1=self.l1,
             shift=self.shift,
         )
+
+
+def _masks(graph: Graph) -> dict[str, Array]:
+    """Where each matrix isn't zero. A codebook needs no mask: its zeros are a centroid of their own, which doesn't move."""
+    weights = {name: graph.weights[name] for name in graph.matrices()}
+    return {name: ~weight.is_zero for name, weight in weights.items() if not isinstance(weight.encoding, Codebook)}
 
 
 def _check_zeros(before: Graph, after: Graph) -> None:

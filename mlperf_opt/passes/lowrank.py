@@ -35,7 +35,7 @@ class Lowrank(Pass):
 
     effect: ClassVar = "discards_weights"
     tolerance: ClassVar = 0.03
-    not_after: ClassVar = ("quant", "lowrank")
+    not_after: ClassVar = ("quant", "cluster", "lowrank")
 
     def __post_init__(self) -> None:
         require(0 < self.energy <= 1, "energy", self.energy, "more than 0, at most 1")

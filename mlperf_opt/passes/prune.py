@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import PassError, did_you_mean
-from mlperf_opt.graph import Dense, Graph, Weight, verify
+from mlperf_opt.graph import Codebook, Dense, Graph, Weight, verify
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.passes.prune_structure import Structure, check_pattern, check_units, keep_pattern, narrow
 from mlperf_opt.passes.ramp import Ramp, Schedule, Score, biases, images
@@ -112,6 +112,10 @@ class Prune(Pass):
             check_pattern(graph, chosen, self.m)
         if self.schedule != "one_shot" and graph.state:
             raise PassError("prune: a graph with a cache can't be trained; put it before kv_cache, or schedule=one_shot")
+        if self.schedule != "one_shot" and any(isinstance(graph.weights[n].encoding, Codebook) for n in chosen):
+            raise PassError(
+                "prune: weights that share centroids have no values of their own to train; put it before cluster"
+            )
         if self.step_ratio and any(not isinstance(graph.weights[n].encoding, Dense) for n in chosen):
             raise PassError("prune: step_ratio puts weights on a grid, but they are quantized already")
 

@@ -77,4 +77,6 @@ def keep_pattern(weight: Weight, n: int, m: int) -> Weight:
     smallest = np.argsort(magnitudes, axis=1, kind="stable")[:, : m - n]
     mask = np.ones(magnitudes.shape, bool)
     np.put_along_axis(mask, smallest, values=False, axis=1)
-    return Weight(np.where(mask.reshape(weight.values.shape), weight.values, weight.values.dtype.type(weight.zero)), weight.encoding)
+    return Weight(
+        np.where(mask.reshape(weight.values.shape), weight.values, weight.values.dtype.type(weight.zero)), weight.encoding
+    )

@@ -59,7 +59,7 @@ class Quant(Pass):
 
     effect: ClassVar = "quantizes"
     tolerance: ClassVar = 0.01
-    not_after: ClassVar = ("quant", "kv_cache")
+    not_after: ClassVar = ("quant", "cluster", "kv_cache")
 
     def __post_init__(self) -> None:
         require(50 < self.percentile <= 100, "percentile", self.percentile, "more than 50 and at most 100")
@@ -78,7 +78,7 @@ class Quant(Pass):
             if name not in nodes:
                 raise PassError(f"quant: skip={name}: no such node{did_you_mean(name, nodes)}")
         if self.dtype == "fp16":
-            _check_half(self._halves(graph))
+            check_half("quant", self._halves(graph))
 
     def __call__(self, graph: Graph, context: PassContext) -> PassResult:
         if self.dtype == "fp16":
@@ -192,8 +192,9 @@ def _quantize_embeddings(graph: Graph) -> Graph:
     return replace(graph, nodes=tuple(rewrite(node) for node in graph.nodes))
 
 
-def _check_half(weights: dict[str, Weight]) -> None:
+def check_half(user: str, weights: dict[str, Weight]) -> None:
+    """Raise `PassError`, in the name of the pass ``user``, for values beyond fp16."""
     largest = float(np.finfo(np.float16).max)
     for name, weight in weights.items():
         if np.abs(weight.values).max(initial=0) > largest:
-            raise PassError(f"quant: weight {name!r} holds values beyond {largest:g}, the end of fp16")
+            raise PassError(f"{user}: weight {name!r} holds values beyond {largest:g}, the end of fp16")

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
-from mlperf_opt.graph import Dense, Graph, split_name
+from mlperf_opt.graph import Graph, split_name
+from mlperf_opt.training.masters import argument_of
 from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 
 Array = NDArray[Any]
 
 
 def arguments(graph: Graph, masters: Mapping[str, Array]) -> dict[str, Array]:
-    """Return every weight argument of the graph, those in ``masters`` from their float32 master copy.
+    """Return every weight argument of the graph, those in ``masters`` from their float32 master (see `training.masters`).
 
     A master of a quantized or float16 weight is first rounded to the weight's grid: the forward pass computes with exactly
     what the file will hold, while the gradient goes straight through to the master.
@@ -32,12 +33,7 @@ def arguments(graph: Graph, masters: Mapping[str, Array]) -> dict[str, Array]:
                 continue
             name, part = split_name(argument)
             weight = graph.weights[name]
-            if name not in masters or part == "scale":
-                found[argument] = weight.part(part)
-            elif isinstance(weight.encoding, Dense) and weight.values.dtype == masters[name].dtype:
-                found[argument] = masters[name]
-            else:
-                found[argument] = weight.encode(masters[name]).part(part)
+            found[argument] = argument_of(weight, part, masters[name]) if name in masters else weight.part(part)
     return found
 
 

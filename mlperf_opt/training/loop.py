@@ -17,6 +17,7 @@ from mlperf_opt.graph import Graph, graph_hash
 from mlperf_opt.settings import require
 from mlperf_opt.training.autodiff import arguments, gradients
 from mlperf_opt.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from mlperf_opt.training.masters import gradient_of, master_of, real_values, stored
 from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
 from mlperf_opt.training.projection import Free, Projection
@@ -99,7 +100,7 @@ class TrainResult:
     Attributes:
         graph: the trained network, projected.
         history: the mean training loss of each epoch.
-        shadow: the float32 weights behind the projection.
+        shadow: the float32 weights behind the projection; of a codebook its centroids, in the order of its codes.
         memory: what the projection knew at the end.
     """
 
@@ -171,7 +172,7 @@ class _Training:
     loader: Loader
 
     def initial_state(self, identity: str) -> TrainState:
-        weights = {name: np.array(weight.dense()) for name, weight in self.graph.parameters().items()}
+        weights = {name: master_of(weight) for name, weight in self.graph.parameters().items()}
         optimizer = self.settings.make_optimizer()
         slots = {name: optimizer.init(weight) for name, weight in weights.items()}
         whole = f"{identity} {self.projection.identity} {self.objective.identity}"
@@ -180,7 +181,7 @@ class _Training:
     def result(self, state: TrainState) -> Graph:
         """Return the graph with the projected weights, in the encodings that it has."""
         used = state.weights | self.projection.project(state.weights, state.memory) if state.step else state.weights
-        return self.graph.with_weights({name: self.graph.weights[name].encode(array) for name, array in used.items()})
+        return self.graph.with_weights({name: stored(self.graph.weights[name], array) for name, array in used.items()})
 
     def epoch(self, state: TrainState) -> tuple[float, float]:
         """Run one epoch in place on ``state``; return (mean loss, share of the counting targets predicted)."""
@@ -188,6 +189,7 @@ class _Training:
         total = len(self.loader) * settings.epochs
         warmup, stable = round(settings.warmup * total), round(settings.stable * total)
         matrices = self.graph.matrices() if settings.l1 else {}
+        parameters = self.graph.parameters()
         loss_sum = hits = counted = 0.0
         for inputs, targets in self.loader.epoch(state.epoch):
             if state.step == 0 or (self.projection.every and state.step % self.projection.every == 0):
@@ -195,7 +197,8 @@ class _Training:
             used = state.weights | self.projection.project(state.weights, state.memory)
             loss, logits, grads = gradients(self.graph, arguments(self.graph, used), (inputs,), targets, self.objective)
             for name in matrices:
-                grads[name] += settings.l1 * np.sign(state.weights[name])
+                grads[name] += settings.l1 * np.sign(real_values(parameters[name], state.weights[name]))
+            grads = {name: gradient_of(parameters[name], gradient) for name, gradient in grads.items()}
             if settings.clip:
                 clip_by_global_norm(grads, settings.clip)
             state.step += 1

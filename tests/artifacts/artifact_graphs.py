@@ -90,7 +90,7 @@ def edge_graph():
 
 
 def lenet(seed=0, inputs=36, hidden=(30, 20), classes=10, density=0.1, bits=4):
-    """A net as compression leaves it: a few low-bit weights, more near to each other; dead inputs and units; biases as codes."""
+    """As compression leaves a net: few low-bit weights, more where others are; dead inputs and units; biases as codes."""
     rng = np.random.default_rng(seed)
     build = GraphBuilder("lenet")
     x, weights, sizes = build.input("x", ("N", inputs), "float32"), {}, (inputs, *hidden, classes)

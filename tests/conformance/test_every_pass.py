@@ -57,6 +57,7 @@ SETTINGS = {
         {"epochs": 1, "distill": 0.5},
     ],
     "lowrank": [{}, {"rank": 4}],
+    "cluster": [{}, {"bits": 3, "start": "density"}, {"bits": 8, "start": "random", "biases": "fp16"}, {"skip": ["LAST"]}],
     "tidy": [{}, {"sort": False}],
     "kv_cache": [{}],
     "fuse": [{}],
@@ -77,6 +78,10 @@ REFUSED = {
     ("kv_cache", "kv_cache"),
     ("quant", "lowrank"),
     ("lowrank", "lowrank"),
+    ("quant", "cluster"),
+    ("cluster", "cluster"),
+    ("cluster", "quant"),
+    ("cluster", "lowrank"),
 }
 # settings that a network has nothing for, and what is said then
 REFUSES = {

@@ -53,9 +53,9 @@ def test_a_pruner_that_does_nothing_is_refused(rows, healthy, monkeypatch):
 QUICK_RAMP = ("passes=[prune]", "passes.prune.schedule=cubic", "passes.prune.epochs=2", "passes.prune.batch=50")
 
 
-def test_a_projection_that_does_nothing_is_refused(rows, monkeypatch):
+def test_a_projection_that_does_nothing_is_refused(rows, healthy, monkeypatch):
     """Training that uses all weights all the time, and hands them on."""
-    healthy(rows, *QUICK_RAMP)
+    healthy(*QUICK_RAMP)
     monkeypatch.setattr("mlperf_opt.passes.ramp.Ramp.project", lambda self, shadow, memory: {})
     monkeypatch.setattr("mlperf_opt.passes.ramp.Ramp.pruned", lambda self, shadow, memory: {})
     status, table, error = rows(*QUICK_RAMP)
@@ -69,9 +69,9 @@ def test_a_ramp_whose_masks_are_not_the_promised_ones_is_refused(rows, monkeypat
     assert status == 2 and "zeros instead of" in error
 
 
-def test_finetuning_that_forgets_the_zeros_is_refused(rows, monkeypatch):
+def test_finetuning_that_forgets_the_zeros_is_refused(rows, healthy, monkeypatch):
     words = ("passes=[prune,finetune]", "passes.finetune.epochs=1")
-    healthy(rows, *words)
+    healthy(*words)
     monkeypatch.setattr("mlperf_opt.training.projection.Frozen.project", lambda self, shadow, memory: {})
     status, _, error = rows(*words)
     assert status == 2 and "fewer zeros" in error
