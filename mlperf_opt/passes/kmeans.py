@@ -1,4 +1,4 @@
-"""k-means in one dimension: sorted values make clusters intervals, so assignment is a bisection and a mean two sums."""
+"""k-means in one dimension: sorted values make clusters intervals, so assignment is a bisection and a mean the sum of an interval."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def kmeans(values: Array, clusters: int, start: Start, rng: np.random.Generator)
     if len(different) <= clusters:
         return different.astype(np.float32)
     centroids = _start(ordered, different, clusters, start, rng)
-    sums = np.concatenate([[0.0], np.cumsum(ordered)])
     ends = _ends(ordered, centroids)
     for _ in range(_ITERATIONS):
         counts = np.diff(ends)
         full = counts > 0  # an empty cluster waits where it is for a value to come near
-        centroids[full] = np.diff(sums[ends])[full] / counts[full]
+        # sums of intervals, not differences of sums from the start: weights may be of very different sizes
+        centroids[full] = np.add.reduceat(ordered, ends[:-1][full]) / counts[full]
         moved = _ends(ordered, centroids)
         if np.array_equal(moved, ends):
             break
