@@ -1,4 +1,4 @@
-"""k-means in one dimension: sorted values make clusters intervals, so assignment is a bisection and a mean the sum of an interval."""
+"""k-means in one dimension: sorted, a cluster is an interval, so to assign is to bisect."""
 
 from __future__ import annotations
 
