@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import PassError
@@ -76,6 +77,8 @@ class Finetune(Pass):
             checkpoint=context.checkpoint,
         )
         _check_zeros(graph, result.graph)
+        if self.epochs:
+            _check_moved(graph, result.graph)
         return PassResult(result.graph, {"loss": list(result.history)}, {"finetune": rows} if rows else {})
 
     def _objective(self, context: PassContext) -> Objective:
@@ -96,6 +99,14 @@ class Finetune(Pass):
             l1=self.l1,
             shift=self.shift,
         )
+
+
+def _check_moved(before: Graph, after: Graph) -> None:
+    """Training that leaves every shared value where it was has not trained them."""
+    shared = [name for name, weight in before.parameters().items() if isinstance(weight.encoding, Codebook)]
+    could = any(not before.weights[name].is_zero.all() for name in shared)
+    if could and all(np.array_equal(before.weights[name].dense(), after.weights[name].dense()) for name in shared):
+        raise PassError("finetune: no shared value has moved; is lr too small for float32?")
 
 
 def _masks(graph: Graph) -> dict[str, Array]:

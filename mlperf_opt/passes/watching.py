@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mlperf_opt.data import Dataset
 from mlperf_opt.graph import Graph
 from mlperf_opt.passes.base import PassContext
-from mlperf_opt.runtimes import NUMPY
+from mlperf_opt.runtimes import NUMPY, Runtime
 from mlperf_opt.training import EpochReport
 
 Array = NDArray[Any]
@@ -33,9 +33,9 @@ def watch(context: PassContext, rows: list[dict[str, Any]]) -> Callable[[EpochRe
     return report
 
 
-def calibration_accuracy(graph: Graph, data: Dataset) -> float:
+def calibration_accuracy(graph: Graph, data: Dataset, runtime: Runtime = NUMPY) -> float:
     """Return the share of the calibration split's targets that are predicted."""
-    executable, split = NUMPY.prepare(graph), data.calibration
+    executable, split = runtime.prepare(graph), data.calibration
     hits = counted = 0
     for start in range(0, len(split), _BATCH):
         targets = split.targets[start : start + _BATCH]

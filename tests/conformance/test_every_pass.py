@@ -24,7 +24,7 @@ MODELS = {"mlp": "digits", "cnn": "digits", "transformer": "reverse"}
 NEEDS_ATTENTION = {"kv_cache"}
 # the shipped defaults first: the declared tolerance is promised for them
 SETTINGS = {
-    "profile": [{}, {"batch": 7, "repeats": 3}],
+    "profile": [{}, {"batch": 7, "repeats": 3}, {"sensitivity": True, "repeats": 1}],
     "quant": [
         {},
         {"calibration": "percentile"},

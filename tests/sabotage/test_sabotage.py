@@ -10,10 +10,11 @@ from mlperf_opt import cli
 from mlperf_opt import evaluate as evaluate_module
 from mlperf_opt import runner as runner_module
 from mlperf_opt.data import Split, load_data
-from mlperf_opt.graph import Weight
+from mlperf_opt.graph import Codebook, Dense, Weight
 from mlperf_opt.ops import OPS
 from mlperf_opt.passes import PASSES
 from mlperf_opt.passes.base import PassResult
+from mlperf_opt.training import loop as loop_module
 
 pytestmark = pytest.mark.integration
 
@@ -75,6 +76,44 @@ def test_finetuning_that_forgets_the_zeros_is_refused(rows, healthy, monkeypatch
     monkeypatch.setattr("mlperf_opt.training.projection.Frozen.project", lambda self, shadow, memory: {})
     status, _, error = rows(*words)
     assert status == 2 and "fewer zeros" in error
+
+
+SHARED = ("passes=[cluster,finetune]", "passes.finetune.epochs=1")
+
+
+def test_shared_values_that_never_move_are_noticed(rows, healthy, monkeypatch):
+    healthy(*SHARED)
+    original = loop_module.gradient_of
+
+    def frozen(weight, gradient):
+        return original(weight, gradient) * isinstance(weight.encoding, Dense)
+
+    monkeypatch.setattr(loop_module, "gradient_of", frozen)
+    status, _, error = rows(*SHARED)
+    assert status == 2 and "no shared value has moved" in error
+
+
+def test_a_zero_that_is_trained_along_is_refused(rows, monkeypatch):
+    """Pruned weights that come back to life by their common centroid."""
+    words = ("passes=[prune,cluster,finetune]", "passes.finetune.epochs=1")
+    original = loop_module.gradient_of
+
+    def moving(weight, gradient):
+        """As if no centroid were 0."""
+        if isinstance(weight.encoding, Dense):
+            return gradient
+        return original(Weight(weight.values, Codebook(weight.encoding.centroids + np.float32(9))), gradient)
+
+    monkeypatch.setattr(loop_module, "gradient_of", moving)
+    status, _, error = rows(*words)
+    assert status == 2 and "fewer zeros" in error
+
+
+def test_clusters_that_are_all_one_value_fail_quality(rows, healthy, monkeypatch):
+    healthy("passes=[cluster]")
+    monkeypatch.setattr("mlperf_opt.passes.cluster.kmeans", lambda values, *_: np.float32([np.abs(values).mean()]))
+    _, table, _ = rows("passes=[cluster]")
+    assert not table["quality_ok"][1]
 
 
 def test_tidying_that_loses_a_constant_is_invalid(rows, monkeypatch):
