@@ -22,6 +22,7 @@ from mlperf_opt.records import Record
 from mlperf_opt.report import markdown, run_grid, run_notes, write_bytes, write_json, write_metrics, write_table, write_text
 
 Show = Callable[[str], None]
+_CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,9 @@ class Run:
                 except Exception as error:
                     self._fail(step, error)
                     raise
+        # Only now: until then the same command in the same folder goes on from them.
+        for path in self._folder.glob(f"*.{_CHECKPOINT}"):
+            path.unlink()
 
     def _step(self, step: Step) -> None:
         self._show(f"{step.name}: applying {step.pass_name}")
@@ -76,6 +80,8 @@ class Run:
             seed=self._config.seed,
             runtime=self._config.runtime.runtime,
             progress=lambda line: self._show(f"{step.name}: {line}"),
+            baseline=self._done[BASELINE].graph,
+            checkpoint=self._path(step.name, _CHECKPOINT),
         )
         started = time.perf_counter()
         step.apply.check(source.graph)

@@ -21,7 +21,7 @@ def build_settings(cls: type[T], values: Mapping[str, Any], where: str) -> T:
     """Build ``cls`` from ``values``.
 
     Args:
-        cls: a dataclass whose fields are annotated with ``int, float, bool, str, tuple[...], Literal[...]`` or
+        cls: a dataclass whose fields are annotated with ``int, float, bool, str, tuple[...], dict[K, V], Literal[...]`` or
             ``X | None``.
         values: the settings; a missing key takes the field's default.
         where: the key under which ``values`` stands (``passes.prune``), for messages.
@@ -70,9 +70,12 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return value
     if hint in (str, bool) and isinstance(value, hint):
         return value
+    if origin is dict and isinstance(value, Mapping):
+        key, item = arguments
+        return {_convert(k, key, f"{where}.{k}"): _convert(v, item, f"{where}.{k}") for k, v in value.items()}
     if hint is dict and isinstance(value, Mapping):
         return dict(value)
-    raise ConfigError(f"{where}={value}: expected {_NAMES.get(hint, str(hint))}")
+    raise ConfigError(f"{where}={value}: expected {_NAMES.get(origin or hint, str(hint))}")
 
 
 def _convert_tuple(value: Any, arguments: tuple[Any, ...], where: str) -> tuple[Any, ...]:

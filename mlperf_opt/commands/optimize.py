@@ -28,7 +28,17 @@ from mlperf_opt.config import RunConfig, build_config, load
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.overrides import SWEEP_DIR, CommandLine
 from mlperf_opt.records import Record
-from mlperf_opt.report import export_note, milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
+from mlperf_opt.report import (
+    export_note,
+    milestone_table,
+    profile_table,
+    run_notes,
+    run_table,
+    sensitivity_note,
+    sensitivity_table,
+    sweep_table,
+    write_text,
+)
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runner import Run
 from mlperf_opt.sweep import Job, write_summary
@@ -205,6 +215,10 @@ def _headline(config: RunConfig) -> str:
 def _show(job: Run, config: RunConfig, console: Console) -> None:
     if "profile" in job.tables:
         console.print(profile_table(job.tables["profile"]))
+        console.print()
+    if "sensitivity" in job.tables:
+        console.print(sensitivity_table(job.tables["sensitivity"]))
+        console.print(sensitivity_note(job.tables["sensitivity"], config.measure.max_drop), soft_wrap=True)
         console.print()
     console.print(run_table(job.records))
     for note in run_notes(job.records):

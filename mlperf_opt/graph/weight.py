@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 
 Array = NDArray[Any]
+_SPARSE_FROM = 4096  # elements from which on looking for zeros first is quicker
 
 MAX_CENTROIDS = 256  # the codes are uint8
 
@@ -125,6 +126,12 @@ class Weight:
         if not np.isfinite(dense).all():
             raise GraphError("a value that is not finite can't be encoded")
         if isinstance(self.encoding, Affine):
+            if self.encoding.axis is None and dense.size >= _SPARSE_FROM:
+                where = np.flatnonzero(dense)
+                if where.size < dense.size // 4:  # training encodes at every step: of a sparse weight the rest is zero
+                    codes = np.zeros(dense.size, self.values.dtype)
+                    codes[where] = Weight(self.values[:0], self.encoding).encode(dense.reshape(-1)[where]).values
+                    return Weight(codes.reshape(dense.shape), self.encoding)
             # float64: an int32 limit is not a float32, and a bias may round to it
             codes = np.rint(dense.astype(np.float64) / self.encoding.spread(dense.ndim))
             codes = np.clip(codes, -self.encoding.limit, self.encoding.limit)
@@ -139,6 +146,21 @@ class Weight:
             return Weight(np.clip(dense, ends.min, ends.max).astype(dtype), self.encoding)
         limits = np.iinfo(dtype)
         return Weight(np.clip(np.rint(dense.astype(np.float64)), limits.min, limits.max).astype(dtype), self.encoding)
+
+    def with_centroids(self, centroids: Array) -> Weight:
+        """Return a codebook's codes with other centroids, in any order: assignments stay, equal centroids become one.
+
+        Args:
+            centroids: (K,), one for each that it has, in the same order.
+
+        Raises:
+            GraphError: a centroid that is not finite.
+        """
+        if not np.isfinite(centroids).all():
+            raise GraphError("a centroid that is not finite can't be stored")
+        # + 0: no negative zero, which would be a zero that isn't the zero
+        ascending, places = np.unique(centroids.astype(np.float32) + np.float32(0), return_inverse=True)
+        return Weight(places.astype(np.uint8)[self.values], Codebook(ascending))
 
     def part(self, part: str) -> Array:
         """Return what an op asks for: ``""`` the real values, ``"codes"``, ``"scale"`` or ``"centroids"`` as stored."""

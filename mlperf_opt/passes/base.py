@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from mlperf_opt.data import Dataset
@@ -26,12 +27,16 @@ class PassContext:
         seed: of anything random.
         runtime: what the model will run on.
         progress: shows one line of text to whoever waits.
+        baseline: the network before the first step: a teacher for distillation.
+        checkpoint: where a training keeps its state, so that an interrupted run goes on from it; None for nowhere.
     """
 
     data: Dataset
     seed: int
     runtime: Runtime
     progress: Callable[[str], None] = lambda _line: None
+    baseline: Graph | None = None
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)

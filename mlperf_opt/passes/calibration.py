@@ -29,6 +29,24 @@ def coarse(scale: Array) -> Array:
     return ((bits + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)).view(np.float32).reshape(np.shape(scale))
 
 
+def mean_step(values: Array, axis: int | None, ratio: float) -> Array:
+    """Return ``ratio`` times the mean magnitude of what is not zero, along ``axis`` (None: of all), in two bytes.
+
+    Pruning leaves a distribution with a hole around zero: the mean is a better measure of it than the largest value. Nothing
+    but zeros has the step 1.
+    """
+    others = tuple(a for a in range(values.ndim) if a != axis) if axis is not None else None
+    total = np.abs(values).sum(axis=others, dtype=np.float64)
+    count = np.count_nonzero(values, axis=others)
+    step = np.where(total > 0, ratio * total / np.maximum(count, 1), 1.0)
+    return coarse(np.maximum(step, np.finfo(np.float32).tiny).astype(np.float32))
+
+
+def on_grid(values: Array, step: Array) -> Array:
+    """Round to multiples of ``step``, away from zero where that would be nearest: what was kept is never lost."""
+    return np.copysign(np.maximum(np.rint(np.abs(values) / step), np.float32(1)) * step, values)
+
+
 def calibrate(graph: Graph, names: set[str], data: Dataset, method: Method, percentile: float) -> dict[str, Grid]:
     """Return the uint8 grid of each named value over the calibration split.
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from mlperf_opt.graph import Graph, Node, split_name
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
+from mlperf_opt.passes.sensitivity import sensitivity
 from mlperf_opt.settings import require
 
 
@@ -23,10 +24,13 @@ class Profile(Pass):
     Attributes:
         batch: samples a run, from the calibration split.
         repeats: timed runs, after a tenth as many untimed ones.
+        sensitivity: also how the accuracy on the calibration split falls when one matrix alone is pruned, or shares values:
+            sensitivity.csv, from which to choose `layers` of cluster and `skip` of prune.
     """
 
     batch: int = 1
     repeats: int = 50
+    sensitivity: bool = False
 
     effect: ClassVar = "keeps_weights"
     tolerance: ClassVar = 0.0
@@ -72,4 +76,5 @@ class Profile(Pass):
                     "note": executable.notes.get(node.output, ""),
                 }
             )
-        return PassResult(graph, {"time_us": total, "macs": sum(r["macs"] for r in rows)}, {"profile": rows})
+        tables = {"profile": rows} | ({"sensitivity": sensitivity(graph, context)} if self.sensitivity else {})
+        return PassResult(graph, {"time_us": total, "macs": sum(r["macs"] for r in rows)}, tables)

@@ -1,4 +1,4 @@
-"""What a teaching milestone promises, beside what was measured."""
+"""What a milestone or a paper promises, beside what was measured."""
 
 from __future__ import annotations
 
@@ -17,24 +17,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Promise:
-    """One line of the milestone.
+    """One line of a milestone's or a paper's table. What wasn't promised is None.
 
     Attributes:
         step: name of the step that has to keep it.
         label: how the milestone calls it.
-        weights_ratio: promised size, as a ratio to the baseline; None if none was promised.
-        quality_low, quality_high: promised range of the accuracy, 0..1; None if none was promised.
+        weights_ratio: the size of the weights, as a ratio to the baseline's.
+        times_smaller: how many times smaller than the baseline's the whole file is, header and structure included.
+        times_fewer: how many times fewer weights aren't zero than the baseline has.
+        quality: the least accuracy, 0..1.
+        quality_low, quality_high: instead of it a range of the accuracy.
     """
 
     step: str
     label: str
     weights_ratio: float | None = None
+    times_smaller: float | None = None
+    times_fewer: float | None = None
+    quality: float | None = None
     quality_low: float | None = None
     quality_high: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weights_ratio is not None:
-            require(self.weights_ratio > 0, "weights_ratio", self.weights_ratio, "more than 0")
+        sizes = {name: getattr(self, name) for name in ("weights_ratio", "times_smaller", "times_fewer")}
+        given = {name: size for name, size in sizes.items() if size is not None}
+        for name, size in given.items():
+            require(size > 0, name, size, "more than 0")
+            require(len(given) == 1, name, size, f"one of {', '.join(given)}")
+        if self.quality is not None:
+            require(0 <= self.quality <= 1, "quality", self.quality, "0 to 1")
+            require(self.quality_low is None, "quality", self.quality, "no range beside it")
         if self.quality_low is not None or self.quality_high is not None:
             low, high = self.quality_low, self.quality_high
             ordered = low is not None and high is not None and 0 <= low <= high <= 1
@@ -44,8 +56,8 @@ class Promise:
 def milestone_grid(records: Sequence[Record], promises: Sequence[Mapping[str, Any]]) -> Grid:
     """Return the table of promises, in their order.
 
-    A promised size is met by any weights that are not larger. An accuracy is better, within or worse by its measured
-    value; the interval beside it says how far to trust the word.
+    A promised size is met by any that is not larger, a least accuracy by any that is not less; in a range an accuracy is
+    better, within or worse. It is the measured value that counts; the interval beside it says how far to trust the word.
 
     Args:
         records: of the run.
@@ -65,11 +77,9 @@ def milestone_grid(records: Sequence[Record], promises: Sequence[Mapping[str, An
             {
                 "promise": promise.label,
                 "step": promise.step,
-                "promised\nsize": fraction(promise.weights_ratio),
-                "measured\nsize": fraction(record.weights_ratio),
-                "size": _judge_size(promise, record.weights_ratio),
+                **_sizes(promise, record, records[0]),
                 "promised\naccuracy": _range(promise),
-                "measured\naccuracy": with_interval(fraction(record.quality), record.quality_low, record.quality_high, 3),
+                "measured\naccuracy": _quality(promise, record),
                 "accuracy": _judge_quality(promise, record.quality),
             }
         )
@@ -81,19 +91,42 @@ def milestone_table(records: Sequence[Record], promises: Sequence[Mapping[str, A
     return to_rich(milestone_grid(records, promises))
 
 
-def _judge_size(promise: Promise, ratio: float | None) -> str:
-    if promise.weights_ratio is None or ratio is None:
-        return NOT_MEASURED
-    return "met" if ratio <= promise.weights_ratio else "missed"
+def _sizes(promise: Promise, record: Record, baseline: Record) -> dict[str, str]:
+    """Return the promised size, the measured one, and the verdict."""
+    if promise.times_smaller is not None:
+        found = None if record.file_ratio is None else 1 / record.file_ratio
+        return _times(promise.times_smaller, found, "bytes")
+    if promise.times_fewer is not None:
+        known = record.nonzero and baseline.parameters
+        return _times(promise.times_fewer, baseline.parameters / record.nonzero if known else None, "weights")  # type: ignore[operator]
+    promised, ratio = promise.weights_ratio, record.weights_ratio
+    verdict = NOT_MEASURED if promised is None or ratio is None else "met" if ratio <= promised else "missed"
+    return {"promised\nsize": fraction(promised), "measured\nsize": fraction(ratio), "size": verdict}
+
+
+def _times(promised: float, found: float | None, what: str) -> dict[str, str]:
+    measured = NOT_MEASURED if found is None else f"{found:.1f}x {what}"
+    verdict = NOT_MEASURED if found is None else "met" if found >= promised else "missed"
+    return {"promised\nsize": f"{promised:.1f}x {what}", "measured\nsize": measured, "size": verdict}
+
+
+def _quality(promise: Promise, record: Record) -> str:
+    digits = 3 if promise.quality is None else 4  # a paper's errors differ by hundredths of a percent
+    text = NOT_MEASURED if record.quality is None else f"{record.quality:.{digits}f}"
+    return with_interval(text, record.quality_low, record.quality_high, digits)
 
 
 def _range(promise: Promise) -> str:
+    if promise.quality is not None:
+        return f"{promise.quality:.4f}"
     if promise.quality_low is None:
         return NOT_MEASURED
     return f"{promise.quality_low:.3f}..{promise.quality_high:.3f}"
 
 
 def _judge_quality(promise: Promise, quality: float | None) -> str:
+    if promise.quality is not None and quality is not None:
+        return "met" if quality >= promise.quality else "missed"
     if promise.quality_low is None or promise.quality_high is None or quality is None:
         return NOT_MEASURED
     if quality > promise.quality_high:

@@ -152,6 +152,40 @@ def profile_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     return to_rich(profile_grid(rows))
 
 
+def sensitivity_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
+    """Return the accuracy of each matrix at each setting, one row a matrix.
+
+    Args:
+        rows: of sensitivity.csv, with the keys node, weight, setting (sparsity or bits), value, calibration.
+    """
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        what = f"{row['value']:.0%}\nzeros" if row["setting"] == "sparsity" else f"{row['value']:g}\nbits"
+        lines.setdefault(str(row["weight"]), {"matrix": str(row["node"])})[what] = fraction(row["calibration"])
+    headers = dict.fromkeys(header for line in lines.values() for header in line)
+    return build_grid([{h: line.get(h, NOT_MEASURED) for h in headers} for line in lines.values()], left=("matrix",))
+
+
+def sensitivity_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return `sensitivity_grid` for the terminal."""
+    return to_rich(sensitivity_grid(rows))
+
+
+def sensitivity_note(rows: Sequence[Mapping[str, Any]], drop: float) -> str:
+    """Return the settings that lose at most ``drop`` of accuracy on each matrix alone, ready to be given to a run."""
+    sparsest, fewest = {}, {}
+    for row in rows:
+        if row["change"] < -drop:
+            continue
+        node, value = str(row["node"]), row["value"]
+        if row["setting"] == "bits":
+            fewest[node] = min(value, fewest.get(node, value))
+        else:
+            sparsest[node] = max(value, sparsest.get(node, value))
+    text = f"at most {drop:g} lost by each alone, untrained: zeros " + ", ".join(f"{n} {v:.0%}" for n, v in sparsest.items())
+    return text + (f"; passes.cluster.layers={{{','.join(f'{n}:{v:g}' for n, v in fewest.items())}}}" if fewest else "")
+
+
 def export_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
     """Return the table of an exported file, one row a runtime, the reference first.
 

@@ -12,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
-from mlperf_opt.graph import Dense, Graph, split_name
-from mlperf_opt.ops import OPS
+from mlperf_opt.graph import Graph, split_name
+from mlperf_opt.training.masters import argument_of
+from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 
 Array = NDArray[Any]
 
 
 def arguments(graph: Graph, masters: Mapping[str, Array]) -> dict[str, Array]:
-    """Return every weight argument of the graph, those in ``masters`` from their float32 master copy.
+    """Return every weight argument of the graph, those in ``masters`` from their float32 master (see `training.masters`).
 
     A master of a quantized or float16 weight is first rounded to the weight's grid: the forward pass computes with exactly
     what the file will hold, while the gradient goes straight through to the master.
@@ -32,25 +33,25 @@ def arguments(graph: Graph, masters: Mapping[str, Array]) -> dict[str, Array]:
                 continue
             name, part = split_name(argument)
             weight = graph.weights[name]
-            if name not in masters or part == "scale":
-                found[argument] = weight.part(part)
-            elif isinstance(weight.encoding, Dense) and weight.values.dtype == masters[name].dtype:
-                found[argument] = masters[name]
-            else:
-                found[argument] = weight.encode(masters[name]).part(part)
+            found[argument] = argument_of(weight, part, masters[name]) if name in masters else weight.part(part)
     return found
 
 
 def gradients(
-    graph: Graph, weights: Mapping[str, Array], inputs: tuple[Array, ...], targets: Array
+    graph: Graph,
+    weights: Mapping[str, Array],
+    inputs: tuple[Array, ...],
+    targets: Array,
+    objective: Objective = CROSS_ENTROPY,
 ) -> tuple[float, Array, dict[str, Array]]:
-    """Return the mean cross-entropy of the graph's output against ``targets``, the output, and the loss's gradients.
+    """Return the loss of the graph's output against ``targets``, the output, and the loss's gradients.
 
     Args:
         graph: without state.
         weights: from `arguments`.
         inputs: in the order of ``graph.inputs``.
         targets: class ids of the output's leading shape, -1 where they don't count.
+        objective: the loss.
 
     Returns:
         (loss, logits, {weight name: gradient of its real values}).
@@ -65,12 +66,8 @@ def gradients(
         feeds = [values[name] if name else None for name in node.inputs]
         values[node.output] = node.definition.forward(*feeds, **node.attributes)
     logits = values[graph.outputs[0]]
-    loss_op = OPS["cross_entropy"]
-    loss = loss_op.forward(logits, targets)
-    assert loss_op.vjp is not None
-    d_logits = loss_op.vjp(np.ones((), logits.dtype), loss, logits, targets)[0]
-    assert d_logits is not None
-    return float(loss), logits, backward(graph, values, d_logits)
+    loss, d_logits = objective(logits, targets, inputs)
+    return loss, logits, backward(graph, values, d_logits)
 
 
 def backward(graph: Graph, values: Mapping[str, Array], d_output: Array) -> dict[str, Array]:

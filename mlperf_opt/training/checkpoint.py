@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mlperf_opt.errors import ArtifactError
 from mlperf_opt.training.optimizers import Slots
 
 Array = NDArray[Any]
+_MEMORY = "memory/"
 
 
 @dataclass
@@ -29,6 +30,7 @@ class TrainState:
         step: optimizer steps done.
         history: mean training loss of each epoch.
         identity: hash of what is trained, on what and how; a checkpoint of something else is refused.
+        memory: what the projection knows (see `Projection.refresh`).
     """
 
     weights: dict[str, Array]
@@ -37,6 +39,7 @@ class TrainState:
     step: int
     history: list[float]
     identity: str
+    memory: dict[str, Array] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:
@@ -44,6 +47,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
     arrays = {f"weight/{name}": array for name, array in state.weights.items()}
     for name, slots in state.slots.items():
         arrays |= {f"slot/{slot}/{name}": array for slot, array in slots.items()}
+    arrays |= {f"{_MEMORY}{name}": array for name, array in state.memory.items()}
     progress = {"epoch": state.epoch, "step": state.step, "history": state.history}
     text = json.dumps(progress)
     digest = _digest(arrays, text)
@@ -72,6 +76,7 @@ def load_checkpoint(path: Path, fresh: TrainState) -> TrainState:
             step=int(progress["step"]),
             history=[float(loss) for loss in progress["history"]],
             identity=fresh.identity,
+            memory={name[len(_MEMORY) :]: array.copy() for name, array in stored.items() if name.startswith(_MEMORY)},
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is a damaged checkpoint ({error})") from None

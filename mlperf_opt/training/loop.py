@@ -1,11 +1,11 @@
-"""The training loop: epochs over a split, with masks, L1, clipping, schedule, and exact resume."""
+"""The training loop: epochs over a split, with a projection, L1, clipping, schedule, and exact resume."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +17,10 @@ from mlperf_opt.graph import Graph, graph_hash
 from mlperf_opt.settings import require
 from mlperf_opt.training.autodiff import arguments, gradients
 from mlperf_opt.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from mlperf_opt.training.masters import gradient_of, master_of, real_values, stored
+from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
+from mlperf_opt.training.projection import Free, Projection
 from mlperf_opt.training.schedules import cosine
 
 Array = NDArray[Any]
@@ -30,8 +33,10 @@ class TrainSettings:
     Attributes:
         epochs: passes over the training split.
         batch: samples a step.
-        lr: peak learning rate, cosine to 0.
+        lr: peak learning rate.
         warmup: share of all steps in which the rate rises, 0..1.
+        stable: share of all steps in which it then stays at its peak, before half a cosine takes it down.
+        floor: share of the peak at which the cosine ends.
         optimizer: sgd (momentum 0.9), adam or adamw.
         weight_decay: L2 (sgd, adam) or decoupled (adamw).
         l1: penalty on the magnitude of each matrix entry (not on biases and norms): small weights become
@@ -44,6 +49,8 @@ class TrainSettings:
     batch: int = 32
     lr: float = 0.003
     warmup: float = 0.05
+    stable: float = 0.0
+    floor: float = 0.0
     optimizer: Literal["sgd", "adam", "adamw"] = "adam"
     weight_decay: float = 0.0
     l1: float = 0.0
@@ -54,7 +61,8 @@ class TrainSettings:
         require(self.epochs >= 0, "epochs", self.epochs, "a whole number >= 0")
         require(self.batch >= 1, "batch", self.batch, "a whole number >= 1")
         require(0 < self.lr < float("inf"), "lr", self.lr, "a number > 0")
-        require(0 <= self.warmup <= 1, "warmup", self.warmup, "0 to 1")
+        for name in ("warmup", "stable", "floor"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name in ("weight_decay", "l1", "clip"):
             require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "a number >= 0")
         require(self.shift >= 0, "shift", self.shift, "a whole number >= 0")
@@ -68,21 +76,38 @@ class TrainSettings:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What is known after an epoch: number, of how many, mean loss, share of targets predicted, seconds it took."""
+    """What is known after an epoch.
+
+    Attributes:
+        epoch, epochs: its number, and of how many.
+        loss, accuracy: mean loss, and share of targets predicted, over the batches as they were trained on.
+        seconds: what it took.
+        graph: the network as it would be returned now.
+    """
 
     epoch: int
     epochs: int
     loss: float
     accuracy: float
     seconds: float
+    graph: Graph = field(repr=False)
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The trained graph and the mean training loss of each epoch."""
+    """What training leaves.
+
+    Attributes:
+        graph: the trained network, projected.
+        history: the mean training loss of each epoch.
+        shadow: the float32 weights behind the projection; of a codebook its centroids, in the order of its codes.
+        memory: what the projection knew at the end.
+    """
 
     graph: Graph
     history: tuple[float, ...]
+    shadow: Mapping[str, Array]
+    memory: Mapping[str, Array]
 
 
 def train(
@@ -91,7 +116,8 @@ def train(
     settings: TrainSettings,
     *,
     seed: int,
-    masks: Mapping[str, Array] | None = None,
+    projection: Projection | None = None,
+    objective: Objective = CROSS_ENTROPY,
     progress: Callable[[EpochReport], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 0.0,
@@ -103,7 +129,8 @@ def train(
         data: its training split is used, and nothing else of it.
         settings: how.
         seed: of the order of samples and the augmentation.
-        masks: weight name -> bool array; entries that are False stay zero.
+        projection: what the forward pass uses of the weights; None for all of them as they are.
+        objective: the loss.
         progress: called after each epoch.
         checkpoint: written between epochs; where the file exists, training goes on from it to the same result.
         checkpoint_seconds: time from one checkpoint to the next at the least.
@@ -112,65 +139,74 @@ def train(
         ArtifactError: the checkpoint is damaged or of another training.
         GraphError: the graph can't be differentiated.
     """
-    masks = masks or {}
-    optimizer = settings.make_optimizer()
-    state = _initial_state(graph, data, settings, seed, optimizer, masks)
+    run = _Training(
+        graph, settings, projection or Free(), objective, Loader(data.train, settings.batch, seed, settings.shift)
+    )
+    state = run.initial_state(f"{graph_hash(graph)} {data.sha256} {settings} {seed}")
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, state)
-    loader = Loader(data.train, settings.batch, seed, settings.shift)
     saved = time.perf_counter()
     for epoch in range(state.epoch, settings.epochs):
         started = time.perf_counter()
-        loss, accuracy = _epoch(graph, loader, settings, optimizer, state, masks)
+        loss, accuracy = run.epoch(state)
         state.epoch = epoch + 1
         state.history.append(loss)
-        if checkpoint is not None and time.perf_counter() - saved >= checkpoint_seconds:
+        due = time.perf_counter() - saved >= checkpoint_seconds
+        if checkpoint is not None and (due or state.epoch == settings.epochs):
             save_checkpoint(checkpoint, state)
             saved = time.perf_counter()
         if progress is not None:
-            progress(EpochReport(epoch + 1, settings.epochs, loss, accuracy, time.perf_counter() - started))
-    trained = {name: graph.weights[name].encode(master) for name, master in state.weights.items()}
-    return TrainResult(graph.with_weights(trained), tuple(state.history))
+            seconds = time.perf_counter() - started
+            progress(EpochReport(epoch + 1, settings.epochs, loss, accuracy, seconds, run.result(state)))
+    return TrainResult(run.result(state), tuple(state.history), state.weights, state.memory)
 
 
-def _initial_state(
-    graph: Graph, data: Dataset, settings: TrainSettings, seed: int, optimizer: Optimizer, masks: Mapping[str, Array]
-) -> TrainState:
-    weights = {name: np.array(weight.dense()) for name, weight in graph.parameters().items()}
-    slots = {name: optimizer.init(weight) for name, weight in weights.items()}
-    identity = hashlib.sha256(f"{graph_hash(graph)} {data.sha256} {settings} {seed}".encode())
-    for name, mask in sorted(masks.items()):
-        identity.update(f"{name} {mask.shape}".encode() + mask.tobytes())
-    return TrainState(weights, slots, epoch=0, step=0, history=[], identity=identity.hexdigest())
+@dataclass(frozen=True)
+class _Training:
+    """What stays the same from step to step."""
 
+    graph: Graph
+    settings: TrainSettings
+    projection: Projection
+    objective: Objective
+    loader: Loader
 
-def _epoch(
-    graph: Graph,
-    loader: Loader,
-    settings: TrainSettings,
-    optimizer: Optimizer,
-    state: TrainState,
-    masks: Mapping[str, Array],
-) -> tuple[float, float]:
-    """Run one epoch in place on ``state``; return (mean loss, share of the counting targets predicted)."""
-    total = len(loader) * settings.epochs
-    warmup = round(settings.warmup * total)
-    matrices = graph.matrices() if settings.l1 else {}
-    loss_sum = hits = counted = 0.0
-    for inputs, targets in loader.epoch(state.epoch):
-        loss, logits, grads = gradients(graph, arguments(graph, state.weights), (inputs,), targets)
-        for name in matrices:
-            grads[name] += settings.l1 * np.sign(state.weights[name])
-        if settings.clip:
-            clip_by_global_norm(grads, settings.clip)
-        state.step += 1
-        lr = cosine(state.step, total, warmup, settings.lr)
-        for name, weight in state.weights.items():
-            optimizer.update(weight, grads[name], state.slots[name], lr, state.step)
-            if name in masks:
-                weight[~masks[name]] = 0  # not a product: -1 * 0 is -0.0, which a file would have to keep
-        valid = targets >= 0
-        hits += float((logits.argmax(axis=-1) == targets)[valid].sum())
-        counted += float(valid.sum())
-        loss_sum += loss * len(inputs)
-    return loss_sum / len(loader.split), hits / counted
+    def initial_state(self, identity: str) -> TrainState:
+        weights = {name: master_of(weight) for name, weight in self.graph.parameters().items()}
+        optimizer = self.settings.make_optimizer()
+        slots = {name: optimizer.init(weight) for name, weight in weights.items()}
+        whole = f"{identity} {self.projection.identity} {self.objective.identity}"
+        return TrainState(weights, slots, 0, 0, [], hashlib.sha256(whole.encode()).hexdigest())
+
+    def result(self, state: TrainState) -> Graph:
+        """Return the graph with the projected weights, in the encodings that it has."""
+        used = state.weights | self.projection.project(state.weights, state.memory) if state.step else state.weights
+        return self.graph.with_weights({name: stored(self.graph.weights[name], array) for name, array in used.items()})
+
+    def epoch(self, state: TrainState) -> tuple[float, float]:
+        """Run one epoch in place on ``state``; return (mean loss, share of the counting targets predicted)."""
+        settings, optimizer = self.settings, self.settings.make_optimizer()
+        total = len(self.loader) * settings.epochs
+        warmup, stable = round(settings.warmup * total), round(settings.stable * total)
+        matrices = self.graph.matrices() if settings.l1 else {}
+        parameters = self.graph.parameters()
+        loss_sum = hits = counted = 0.0
+        for inputs, targets in self.loader.epoch(state.epoch):
+            if state.step == 0 or (self.projection.every and state.step % self.projection.every == 0):
+                state.memory = self.projection.refresh(state.weights, state.memory, state.step, total)
+            used = state.weights | self.projection.project(state.weights, state.memory)
+            loss, logits, grads = gradients(self.graph, arguments(self.graph, used), (inputs,), targets, self.objective)
+            for name in matrices:
+                grads[name] += settings.l1 * np.sign(real_values(parameters[name], state.weights[name]))
+            grads = {name: gradient_of(parameters[name], gradient) for name, gradient in grads.items()}
+            if settings.clip:
+                clip_by_global_norm(grads, settings.clip)
+            state.step += 1
+            lr = cosine(state.step, total, warmup, settings.lr, settings.floor * settings.lr, stable)
+            for name, weight in state.weights.items():
+                optimizer.update(weight, grads[name], state.slots[name], lr, state.step)
+            valid = targets >= 0
+            hits += float((logits.argmax(axis=-1) == targets)[valid].sum())
+            counted += float(valid.sum())
+            loss_sum += loss * len(inputs)
+        return loss_sum / len(self.loader.split), hits / counted

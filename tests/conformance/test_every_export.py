@@ -43,6 +43,7 @@ def _combinations():
     yield ()
     yield from ((name,) for name in OTHERS)
     yield from (("prune", "finetune"), ("finetune", "prune"))
+    yield from (("cluster",), ("prune", "cluster"), ("cluster", "finetune"))
     for quant in QUANT:
         yield (quant,)
         yield from ((quant, other) for other in OTHERS)

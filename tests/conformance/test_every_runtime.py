@@ -8,7 +8,7 @@ import yaml
 
 from mlperf_opt.config import build_config, load
 from mlperf_opt.errors import GraphError, SessionError
-from mlperf_opt.graph import Affine, GraphBuilder
+from mlperf_opt.graph import Affine, Codebook, GraphBuilder
 from mlperf_opt.ops import OPS
 from mlperf_opt.passes import PassContext
 from mlperf_opt.resources import resource_dir
@@ -26,7 +26,10 @@ BEFORE = {
     "fp16": {"quant": {"dtype": "fp16"}},
     "prune": {"prune": {"sparsity": 0.5}},
     "static-prune": {"quant": {}, "prune": {}},
+    "cluster": {"prune": {"sparsity": 0.5}, "cluster": {"bits": 4}},
+    "cluster-fp16": {"cluster": {"bits": 6, "biases": "fp16"}},
 }
+REAL = ("none", "fp16", "prune", "cluster", "cluster-fp16")  # no value between layers is rounded to codes
 VARIANTS = [(model, before, cached) for model in MODELS for before in BEFORE for cached in (False, True)]
 VARIANTS = [v for v in VARIANTS if v[0] == "transformer" or not v[2]]
 each_variant = pytest.mark.parametrize("model, before, cached", VARIANTS)
@@ -55,6 +58,8 @@ def _argument(graph, name):
         return weight.values
     if part == "scale":
         return weight.encoding.scale
+    if isinstance(weight.encoding, Codebook):
+        return np.take(weight.encoding.centroids, weight.values)
     real = weight.values.astype(np.float32)
     if isinstance(weight.encoding, Affine):
         scale = weight.encoding.scale
@@ -108,7 +113,7 @@ def test_a_call_is_the_ops_one_by_one(runtime, model, before, cached):
         (name,) = graph.inputs
         expected = _evaluate(graph, {name: rows})[graph.outputs[0]]
     assert first.dtype == expected.dtype == np.float32
-    np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-4 if before in ("none", "fp16", "prune") else 0.05)
+    np.testing.assert_allclose(first, expected, rtol=1e-4, atol=1e-4 if before in REAL else 0.05)
     again = executable(rows)
     np.testing.assert_array_equal(again, first)
 
@@ -137,7 +142,7 @@ def test_decoding_is_the_ops_token_by_token(runtime, before):
     tokens = inputs[:4]
     expected = _stepwise_by_hand(graph, tokens, 16)
     # another order of summation may move a rounding to codes, in a runtime that is not the ops themselves
-    coarse = before not in ("none", "fp16", "prune", "weight_only") and runtime is not NUMPY
+    coarse = before not in (*REAL, "weight_only") and runtime is not NUMPY
     found = stepwise(runtime.prepare(graph), tokens)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=0.05 * np.abs(expected).max() if coarse else 1e-4)
 

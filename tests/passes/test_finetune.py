@@ -9,10 +9,12 @@ from pass_graphs import quality, run_pass
 from mlperf_opt.data import Split
 from mlperf_opt.errors import ConfigError, PassError
 from mlperf_opt.graph import Affine, Weight, graph_hash
+from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.finetune import Finetune
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.prune import Prune
 from mlperf_opt.passes.quant import Quant
+from mlperf_opt.runtimes import NUMPY
 
 QUANTS = [{}, {"granularity": "tensor"}, {"scheme": "dynamic"}, {"scheme": "weight_only"}]
 each_quant = pytest.mark.parametrize("settings", QUANTS, ids=str)
@@ -129,4 +131,37 @@ def test_a_cached_network_is_refused(transformer):
 )
 def test_impossible_settings_are_refused_when_they_are_read(settings, message):
     with pytest.raises(ConfigError, match=message):
+        Finetune(**settings)
+
+
+def test_a_teacher_is_learnt_from(cnn):
+    """All of the loss from the baseline's soft targets: the network moves towards it, without a label."""
+    graph, data = cnn
+    pruned = run_pass(Prune(sparsity=0.75), graph, data).graph
+    blind = dataclasses.replace(data, train=Split(data.train.inputs, np.zeros_like(data.train.targets)))
+    step = Finetune(epochs=30, lr=0.005, distill=1.0, temperature=2.0)
+    tuned = step(pruned, PassContext(blind, 0, NUMPY, baseline=graph)).graph
+    assert quality(tuned, data) > quality(pruned, data) + 0.2
+    with pytest.raises(PassError, match="distill needs a baseline to learn from"):
+        step(pruned, PassContext(blind, 0, NUMPY))
+
+
+def test_shifts_warmup_and_temperature_reach_the_training(cnn):
+    graph, data = cnn
+    settings = [{}, {"shift": 1}, {"warmup": 0.5}, {"distill": 0.5}, {"distill": 0.5, "temperature": 5.0}]
+    made = [Finetune(epochs=1, **s)(graph, PassContext(data, 0, NUMPY, baseline=graph)).graph for s in settings]
+    assert len({graph_hash(each) for each in made}) == len(settings)
+
+
+def test_rows_tell_of_each_epoch(mlp):
+    lines = []
+    result = run_pass(Finetune(epochs=2), *mlp, progress=lines.append)
+    assert [row["epoch"] for row in result.tables["finetune"]] == [1, 2]
+    assert result.tables["finetune"][-1]["calibration"] == pytest.approx(quality(result.graph, mlp[1]))
+    assert "calibration" in lines[-1] and "bytes" in lines[-1]
+
+
+@pytest.mark.parametrize("settings", [{"distill": 1.5}, {"distill": -0.1}, {"temperature": 0.0}, {"warmup": 2.0}])
+def test_settings_out_of_range_are_named(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings))):
         Finetune(**settings)

@@ -36,6 +36,32 @@ def test_promises_are_met_missed_within_better_and_worse(make_record):
     assert milestone_table(records, [{"step": "quant", "label": "INT8"}]).row_count == 1
 
 
+def test_a_papers_table_is_in_times_of_bytes_or_of_weights_and_a_least_accuracy(make_record):
+    records = [
+        make_record("baseline", parameters=266_610, nonzero=266_610, file_ratio=1.0, quality=0.9902),
+        make_record("prune", parameters=266_610, nonzero=21_706, file_ratio=0.1, quality=0.9841),
+        make_record("units", parameters=100_000, nonzero=30_000),
+        make_record("share", file_ratio=0.0254, quality=0.98415, quality_low=0.98165, quality_high=0.98665),
+        make_record("late"),
+    ]
+    assert lines(
+        records,
+        {"step": "prune", "label": "P", "times_fewer": 12, "quality": 0.9841},
+        {"step": "units", "label": "P", "times_fewer": 9},
+        {"step": "share", "label": "P+Q", "times_smaller": 32, "quality": 0.9842},
+        {"step": "share", "label": "P+Q+H", "times_smaller": 40},
+        {"step": "late", "label": "not measured", "times_fewer": 2, "quality": 0.5},
+        {"step": "late", "label": "not measured", "times_smaller": 2},
+    ) == [
+        ("12.0x weights", "12.3x weights", "met", "0.9841", "0.9841", "met"),
+        ("9.0x weights", "8.9x weights", "missed", "-", "-", "-"),
+        ("32.0x bytes", "39.4x bytes", "met", "0.9842", "0.9841 ±0.0025", "missed"),
+        ("40.0x bytes", "39.4x bytes", "missed", "-", "0.984 ±0.003", "-"),
+        ("2.0x weights", "-", "-", "0.5000", "-", "-"),
+        ("2.0x bytes", "-", "-", "-", "-", "-"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("promise", "message"),
     [
@@ -50,6 +76,16 @@ def test_promises_are_met_missed_within_better_and_worse(make_record):
             r"promises\[0\]\.quality_low=0.9, quality_high=None: expected both",
         ),
         ({"step": "quant", "label": "x", "quality_low": 0.9, "quality_high": 0.8}, r"0 <= low <= high <= 1"),
+        ({"step": "quant", "label": "x", "times_smaller": -1}, r"promises\[0\]\.times_smaller=-1.0: expected more than 0"),
+        (
+            {"step": "quant", "label": "x", "times_smaller": 2, "times_fewer": 3},
+            r"times_smaller=2.0: expected one of times_smaller, times_fewer",
+        ),
+        ({"step": "quant", "label": "x", "quality": 98.4}, r"promises\[0\]\.quality=98.4: expected 0 to 1"),
+        (
+            {"step": "quant", "label": "x", "quality": 0.9, "quality_low": 0.8, "quality_high": 0.9},
+            r"quality=0.9: expected no range beside it",
+        ),
         ({"label": "x"}, r"promises\[0\]\.step: missing"),
     ],
 )

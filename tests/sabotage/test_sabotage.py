@@ -10,10 +10,11 @@ from mlperf_opt import cli
 from mlperf_opt import evaluate as evaluate_module
 from mlperf_opt import runner as runner_module
 from mlperf_opt.data import Split, load_data
-from mlperf_opt.graph import Weight
+from mlperf_opt.graph import Codebook, Dense, Weight
 from mlperf_opt.ops import OPS
 from mlperf_opt.passes import PASSES
 from mlperf_opt.passes.base import PassResult
+from mlperf_opt.training import loop as loop_module
 
 pytestmark = pytest.mark.integration
 
@@ -48,6 +49,81 @@ def test_a_pruner_that_does_nothing_is_refused(rows, healthy, monkeypatch):
     status, table, error = rows("passes=[prune]")
     assert status == 2 and "zeros" in error
     assert table["status"].tolist() == ["VALID", "INVALID"] and "zeros" in table["reasons"][1]
+
+
+QUICK_RAMP = ("passes=[prune]", "passes.prune.schedule=cubic", "passes.prune.epochs=2", "passes.prune.batch=50")
+
+
+def test_a_projection_that_does_nothing_is_refused(rows, healthy, monkeypatch):
+    """Training that uses all weights all the time, and hands them on."""
+    healthy(*QUICK_RAMP)
+    monkeypatch.setattr("mlperf_opt.passes.ramp.Ramp.project", lambda self, shadow, memory: {})
+    monkeypatch.setattr("mlperf_opt.passes.ramp.Ramp.pruned", lambda self, shadow, memory: {})
+    status, table, error = rows(*QUICK_RAMP)
+    assert status == 2 and "zeros instead of" in error
+    assert table["status"].tolist() == ["VALID", "INVALID"]
+
+
+def test_a_ramp_whose_masks_are_not_the_promised_ones_is_refused(rows, monkeypatch):
+    monkeypatch.setattr("mlperf_opt.passes.ramp.sparsity_at", lambda schedule, target, t: target / 2)
+    status, _, error = rows(*QUICK_RAMP)
+    assert status == 2 and "zeros instead of" in error
+
+
+def test_finetuning_that_forgets_the_zeros_is_refused(rows, healthy, monkeypatch):
+    words = ("passes=[prune,finetune]", "passes.finetune.epochs=1")
+    healthy(*words)
+    monkeypatch.setattr("mlperf_opt.training.projection.Frozen.project", lambda self, shadow, memory: {})
+    status, _, error = rows(*words)
+    assert status == 2 and "fewer zeros" in error
+
+
+SHARED = ("passes=[cluster,finetune]", "passes.finetune.epochs=1")
+
+
+def test_shared_values_that_never_move_are_noticed(rows, healthy, monkeypatch):
+    healthy(*SHARED)
+    original = loop_module.gradient_of
+
+    def frozen(weight, gradient):
+        return original(weight, gradient) * isinstance(weight.encoding, Dense)
+
+    monkeypatch.setattr(loop_module, "gradient_of", frozen)
+    status, _, error = rows(*SHARED)
+    assert status == 2 and "no shared value has moved" in error
+
+
+def test_a_zero_that_is_trained_along_is_refused(rows, monkeypatch):
+    """Pruned weights that come back to life by their common centroid."""
+    words = ("passes=[prune,cluster,finetune]", "passes.finetune.epochs=1")
+    original = loop_module.gradient_of
+
+    def moving(weight, gradient):
+        """As if no centroid were 0."""
+        if isinstance(weight.encoding, Dense):
+            return gradient
+        return original(Weight(weight.values, Codebook(weight.encoding.centroids + np.float32(9))), gradient)
+
+    monkeypatch.setattr(loop_module, "gradient_of", moving)
+    status, _, error = rows(*words)
+    assert status == 2 and "fewer zeros" in error
+
+
+def test_clusters_that_are_all_one_value_fail_quality(rows, healthy, monkeypatch):
+    healthy("passes=[cluster]")
+    monkeypatch.setattr("mlperf_opt.passes.cluster.kmeans", lambda values, *_: np.float32([np.abs(values).mean()]))
+    _, table, _ = rows("passes=[cluster]")
+    assert not table["quality_ok"][1]
+
+
+def test_tidying_that_loses_a_constant_is_invalid(rows, monkeypatch):
+    """Pruned so far that units die, with biases that matter."""
+    words = ("passes=[prune,tidy]", "passes.prune.sparsity=0.97")
+    status, table, _ = rows(*words)
+    assert status == 0 and (table["status"] == "VALID").all() and table["parameters"][2] < table["parameters"][1]
+    monkeypatch.setattr("mlperf_opt.passes.units.constants", lambda graph, layer: np.zeros(layer.units(graph)))
+    _, table, _ = rows(*words)
+    assert table["status"][2] == "INVALID" and "must leave the outputs as they are" in table["reasons"][2]
 
 
 @pytest.mark.parametrize(

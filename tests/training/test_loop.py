@@ -9,7 +9,7 @@ from mlperf_opt.data import Split, load_data
 from mlperf_opt.errors import ArtifactError, ConfigError
 from mlperf_opt.graph import graph_hash
 from mlperf_opt.networks import DigitMLP
-from mlperf_opt.training import TrainSettings, train
+from mlperf_opt.training import Frozen, TrainSettings, train
 
 DIGITS = load_data("digits")
 
@@ -34,9 +34,9 @@ def test_shuffled_labels_are_not_learnt():
 
 def test_masked_weights_stay_positive_zero():
     mask = np.random.default_rng(0).random((32, 64)) < 0.5
-    weight = train(network(), DIGITS, TrainSettings(epochs=2), seed=0, masks={"fc1.weight": mask}).graph.weights[
-        "fc1.weight"
-    ]
+    weight = train(
+        network(), DIGITS, TrainSettings(epochs=2), seed=0, projection=Frozen({"fc1.weight": mask})
+    ).graph.weights["fc1.weight"]
     zeros = weight.values[~mask]
     assert not zeros.view(np.uint32).any()
     assert (weight.values[mask] != 0).all()

@@ -81,3 +81,11 @@ def test_the_schedule_rises_and_falls(step, rate):
 
 def test_the_schedule_without_warm_up_starts_near_its_peak():
     assert cosine(1, total=100, warmup=0, peak=1.0, floor=0.2) == pytest.approx(0.2 + 0.4 * (1 + math.cos(math.pi / 100)))
+
+
+def test_a_stable_part_stands_between_rise_and_fall():
+    def rates(steps):
+        return [cosine(step, total=100, warmup=10, peak=1.0, floor=0.3, stable=50) for step in steps]
+
+    assert rates((5, 10, 11, 60)) == [0.5, 1.0, 1.0, 1.0]
+    assert rates((80, 100)) == pytest.approx([0.65, 0.3])  # half way down, and the end

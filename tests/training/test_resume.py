@@ -11,7 +11,7 @@ from mlperf_opt.data import Dataset, Split
 from mlperf_opt.errors import ArtifactError
 from mlperf_opt.graph import Affine, Weight, graph_hash
 from mlperf_opt.networks import DigitMLP, SimpleCNN
-from mlperf_opt.training import TrainSettings, loop, train
+from mlperf_opt.training import Frozen, TrainSettings, loop, train
 
 NETWORK = SimpleCNN(image=(1, 4, 4), channels=(2,), classes=3)
 
@@ -102,9 +102,11 @@ def test_a_finished_training_is_only_read(tmp_path):
 
 
 def test_checkpoints_keep_their_distance_in_time(tmp_path):
-    path = tmp_path / "state.checkpoint"
-    train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, checkpoint_seconds=3600)
-    assert not path.exists()
+    """The last one is always written: in a pipeline a later step may be interrupted."""
+    path, seen = tmp_path / "state.checkpoint", []
+    settings = {"checkpoint": path, "checkpoint_seconds": 3600, "progress": lambda _report: seen.append(path.exists())}
+    train(_graph(), _images(), SETTINGS, seed=5, **settings)
+    assert seen == [False] * 5 + [True]
 
 
 OTHERS = {
@@ -113,7 +115,7 @@ OTHERS = {
     "epochs": {"settings": replace(SETTINGS, epochs=7)},
     "weights": {"graph": _graph(1)},
     "data": {"data": _images(1)},
-    "masks": {"masks": {"fc1.weight": np.zeros((3, 8), bool)}},
+    "masks": {"projection": Frozen({"fc1.weight": np.zeros((3, 8), bool)})},
 }
 
 
@@ -131,10 +133,10 @@ def test_a_checkpoint_of_another_training_is_refused(what, tmp_path):
 
 def test_a_checkpoint_with_the_same_masks_is_taken(tmp_path):
     path, masks = tmp_path / "state.checkpoint", {"fc1.weight": np.arange(24).reshape(3, 8) % 2 == 0}
-    straight = train(_graph(), _images(), SETTINGS, seed=5, masks=masks)
+    straight = train(_graph(), _images(), SETTINGS, seed=5, projection=Frozen(masks))
     with pytest.raises(KeyboardInterrupt):
-        train(_graph(), _images(), SETTINGS, seed=5, masks=masks, checkpoint=path, progress=_interrupt_after(2))
-    resumed = train(_graph(), _images(), SETTINGS, seed=5, masks=masks, checkpoint=path)
+        train(_graph(), _images(), SETTINGS, seed=5, projection=Frozen(masks), checkpoint=path, progress=_interrupt_after(2))
+    resumed = train(_graph(), _images(), SETTINGS, seed=5, projection=Frozen(masks), checkpoint=path)
     assert graph_hash(resumed.graph) == graph_hash(straight.graph)
 
 

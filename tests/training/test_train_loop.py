@@ -11,7 +11,7 @@ from mlperf_opt.errors import ConfigError, DataError, GraphError
 from mlperf_opt.graph import Affine, Weight, graph_hash
 from mlperf_opt.networks import DigitMLP, MinimalTransformer, SimpleCNN
 from mlperf_opt.settings import build_settings
-from mlperf_opt.training import SGD, TrainSettings, train
+from mlperf_opt.training import SGD, Frozen, TrainSettings, train
 
 SMALL = DigitMLP(image=(1, 1, 2), sizes=(2, 8, 3))
 
@@ -98,7 +98,7 @@ def test_the_given_graph_data_and_masks_are_untouched(optimizer, rng):
     graph, mask = _small(rng), rng.random((8, 2)) < 0.5
     before, data_before, mask_before = graph_hash(graph), replace(POINTS).sha256, mask.copy()
     settings = TrainSettings(epochs=2, optimizer=optimizer, weight_decay=0.01, l1=0.01, clip=1.0)
-    result = train(graph, POINTS, settings, seed=0, masks={"fc1.weight": mask})
+    result = train(graph, POINTS, settings, seed=0, projection=Frozen({"fc1.weight": mask}))
     assert graph_hash(graph) == before != graph_hash(result.graph)
     assert replace(POINTS).sha256 == data_before
     np.testing.assert_array_equal(mask, mask_before)
@@ -117,7 +117,7 @@ def test_masked_entries_stay_positive_zero(optimizer, rng):
     masks = {"fc1.weight": rng.random((8, 2)) < 0.5, "fc2.weight": rng.random((3, 8)) < 0.5}
     pruned = graph.with_weights({n: Weight(graph.weights[n].values * mask + np.float32(0)) for n, mask in masks.items()})
     settings = TrainSettings(epochs=3, optimizer=optimizer, weight_decay=0.1, l1=0.01)
-    trained = train(pruned, POINTS, settings, seed=0, masks=masks).graph
+    trained = train(pruned, POINTS, settings, seed=0, projection=Frozen(masks)).graph
     for name, mask in masks.items():
         values = trained.weights[name].values
         assert (values.view(np.uint32)[~mask] == 0).all()

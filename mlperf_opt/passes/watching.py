@@ -1,0 +1,66 @@
+"""What a long pass says while it trains: quality on the calibration split, and about how many bytes the weights need."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mlperf_opt.data import Dataset
+from mlperf_opt.graph import Graph
+from mlperf_opt.passes.base import PassContext
+from mlperf_opt.runtimes import NUMPY, Runtime
+from mlperf_opt.training import EpochReport
+
+Array = NDArray[Any]
+_BATCH = 500
+
+
+def watch(context: PassContext, rows: list[dict[str, Any]]) -> Callable[[EpochReport], None]:
+    """Return what `train` calls after each epoch: it shows a line and appends a row."""
+
+    def report(epoch: EpochReport) -> None:
+        quality, size = calibration_accuracy(epoch.graph, context.data), estimated_bytes(epoch.graph)
+        rows.append({"epoch": epoch.epoch, "loss": epoch.loss, "calibration": quality, "estimated_bytes": size})
+        context.progress(
+            f"epoch {epoch.epoch}/{epoch.epochs} loss {epoch.loss:.4f} train {epoch.accuracy:.1%}"
+            f" calibration {quality:.2%} about {size:,} bytes {epoch.seconds:.1f} s"
+        )
+
+    return report
+
+
+def calibration_accuracy(graph: Graph, data: Dataset, runtime: Runtime = NUMPY) -> float:
+    """Return the share of the calibration split's targets that are predicted."""
+    executable, split = runtime.prepare(graph), data.calibration
+    hits = counted = 0
+    for start in range(0, len(split), _BATCH):
+        targets = split.targets[start : start + _BATCH]
+        found = executable(split.inputs[start : start + _BATCH]).argmax(axis=-1)
+        hits += int((found == targets)[targets >= 0].sum())
+        counted += int((targets >= 0).sum())
+    return hits / counted
+
+
+def estimated_bytes(graph: Graph) -> int:
+    """Return the entropy of the parameters in bytes: which are zero, each weight for itself, and the values of the others.
+
+    An estimate to follow a training with, and to nobody's file: rows compare the bytes of files.
+    """
+    bits = 0.0
+    for weight in graph.parameters().values():
+        values = weight.values[~weight.is_zero]
+        counts = np.unique(values, return_counts=True)[1]
+        # values that hardly repeat are numbers, not symbols: they cost their bytes
+        symbols = 8.0 * values.nbytes if len(counts) > values.size / 2 else _entropy(counts)
+        bits += symbols + _entropy(np.array([values.size, weight.values.size - values.size]))
+    return math.ceil(bits / 8)
+
+
+def _entropy(counts: Array) -> float:
+    """Bits of a message with these counts of symbols, under their own frequencies."""
+    counts = counts[counts > 0]
+    return float(-(counts * np.log2(counts / counts.sum())).sum()) if counts.size else 0.0
