@@ -304,7 +304,9 @@ TRAINED = {
 }
 
 
-@pytest.mark.parametrize("stop", ["sparsify: epoch 2/3", "finetune: epoch 1/3", "finetune: epoch 3/3", "finetune: measuring"])
+@pytest.mark.parametrize(
+    "stop", ["sparsify: epoch 2/3", "finetune: epoch 1/3", "finetune: epoch 3/3", "finetune: measuring"]
+)
 def test_an_interrupted_training_goes_on_in_the_same_folder(start, tmp_path, stop):
     """Also behind its own end: what a step has trained is not trained again because a later one was interrupted."""
     run = start(TRAINED)
