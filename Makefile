@@ -24,7 +24,10 @@ test: $(VENV)/.installed ## lint, types and all tests but the slow ones
 slow: $(VENV)/.installed ## the slow tests
 	$(BIN)/python -m pytest -m slow
 
-bench: $(VENV)/.installed ## the KV cache: what it saves and what it changes, one thread
+bench: $(VENV)/.installed ## the short form of all benchmarks: peers, the CPU's limits, decoding, the KV cache
+	$(BIN)/python benchmarks/side_by_side.py --short
+	$(BIN)/python benchmarks/roofline.py --short
+	$(BIN)/python benchmarks/decode.py --short
 	$(BIN)/python benchmarks/kv_cache.py
 	$(BIN)/python benchmarks/kv_cache_exact.py
 

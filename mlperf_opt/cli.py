@@ -36,8 +36,8 @@ _USAGE, _INTERRUPTED, _CLOSED = 2, 130, 141  # the last two as shells report SIG
 def main(words: Sequence[str] | None = None) -> int:
     """Run a command line and return its exit status.
 
-    0; 1 for a failed job or gate; 2 for a mistake or a file that can't be written; 130 where it was interrupted; 141 where
-    whoever read the output has gone.
+    0; 1 for a failed job or gate and for a row that is INVALID; 2 for a mistake or a file that can't be written; 130 where
+    it was interrupted; 141 where whoever read the output has gone.
     """
     arguments = list(sys.argv[1:] if words is None else words)
     try:

@@ -21,7 +21,7 @@ from mlperf_opt.networks import FAMILIES, Network
 from mlperf_opt.passes import PASSES, Pass
 from mlperf_opt.report import Promise
 from mlperf_opt.resources import resource_dir
-from mlperf_opt.runtimes import RUNTIMES, Isa, Runtime, RuntimeOptions
+from mlperf_opt.runtimes import RUNTIMES, Isa, Runtime, RuntimeOptions, Sparse
 from mlperf_opt.settings import build_settings, require
 
 BASELINE = "baseline"  # the name of step 0, and of `from: baseline`
@@ -69,6 +69,7 @@ class RuntimeSettings:
     name: str = "compiled"
     threads: int = 1
     isa: Isa = "auto"
+    sparse: Sparse = "auto"
 
     def __post_init__(self) -> None:
         require(self.threads >= 1, "threads", self.threads, "a whole number >= 1")
@@ -81,7 +82,7 @@ class RuntimeSettings:
         """The runtime of that name, with these options. Raises `ConfigError` where there is none, or it can't run here."""
         if self.name not in RUNTIMES:
             raise ConfigError(f"runtime.name={self.name}: no such runtime{did_you_mean(self.name, RUNTIMES)}")
-        return RUNTIMES[self.name].configured(RuntimeOptions(self.threads, self.isa))
+        return RUNTIMES[self.name].configured(RuntimeOptions(self.threads, self.isa, self.sparse))
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class Record:
     peak_activation_bytes: int | None = None
     reference_max_abs_diff: float | None = None  # against the numpy runtime; empty where that is the runtime
     pass_seconds: float | None = None
+    plan: str | None = None  # what the runtime decided where it had a choice: "node: note; node: note"
     # the verdict
     division: str | None = None  # closed-style | open-style
     status: str = "INVALID"  # earned, never assumed

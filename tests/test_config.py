@@ -48,7 +48,7 @@ def test_everything_is_typed():
     assert config.model.network.sizes == (64, 32, 10) and config.model.family == "DigitMLP"
     assert config.measure.seconds == 2.0 and isinstance(config.measure.seconds, float)
     assert [(s.name, s.apply) for s in config.steps] == [("quant", Quant()), ("prune", Prune(sparsity=0.3))]
-    assert config.runtime.runtime is NUMPY and config.seed == 0 and config.promises == ()
+    assert config.runtime.runtime == NUMPY and config.seed == 0 and config.promises == ()
 
 
 @pytest.mark.parametrize("passes", [{}, None])

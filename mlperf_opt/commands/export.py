@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,17 @@ from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, require_installed
 from mlperf_opt.overrides import CommandLine
 from mlperf_opt.passes import PassContext
 from mlperf_opt.report import export_table, write_bytes
-from mlperf_opt.runtimes import NUMPY, ONNX, OnnxExecutable, Runtime, agreement, difference, is_quantized, stepwise
+from mlperf_opt.runtimes import (
+    NUMPY,
+    ONNX,
+    OnnxExecutable,
+    Runtime,
+    RuntimeOptions,
+    agreement,
+    difference,
+    is_quantized,
+    stepwise,
+)
 
 HELP = "write an ONNX file: export model=NAME 'passes=[...]' [save=PATH.onnx]"
 
@@ -49,7 +60,7 @@ def run(line: CommandLine, console: Console) -> int:
         return 0
     path = _path(save, config.model.name)
     require_installed("export", "onnx", "onnxruntime")
-    ours = NUMPY if config.runtime.runtime is ONNX else config.runtime.runtime
+    ours = NUMPY if config.runtime.name == ONNX.name else config.runtime.runtime
     with fix_threads(config.runtime.threads):
         graph, data = _optimized(config, ours, console)
         content = export(graph)
@@ -103,7 +114,7 @@ def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, batch: int, co
     expected = stepwise(reference.executable, inputs)
     rows, facts = [_row(ours.name, reference.quality)], []
     for name, fuse in (("onnxruntime", True), ("onnxruntime, unfused", False)):
-        written = Runtime(name, lambda graph, fuse=fuse: OnnxExecutable(graph, content, fuse=fuse), traced=False)
+        written = Runtime(name, partial(_written, content=content, fuse=fuse), traced=False)
         subject = Subject(graph, written, data, batch)
         actual = stepwise(subject.executable, inputs)
         row = _row(name, subject.quality) | asdict(agreement(expected, actual))
@@ -115,6 +126,10 @@ def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, batch: int, co
         facts += [f"{name} disagrees with the {ours.name} runtime: {fact}"] if fact else []
     console.print(export_table(rows))
     return facts
+
+
+def _written(graph: Graph, options: RuntimeOptions, *, content: bytes, fuse: bool) -> OnnxExecutable:
+    return OnnxExecutable(graph, content, options.threads, fuse=fuse)
 
 
 def _row(runtime: str, quality: Quality) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from mlperf_opt.composition import (
 from mlperf_opt.config import RunConfig, build_config, load
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.overrides import SWEEP_DIR, CommandLine
+from mlperf_opt.records import Record
 from mlperf_opt.report import export_note, milestone_table, profile_table, run_notes, run_table, sweep_table, write_text
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runner import CHECKPOINT, Run
@@ -40,7 +41,7 @@ def run(line: CommandLine, console: Console) -> int:
     """Run one job, or with ``-m`` one for every combination of values.
 
     Returns:
-        0; 1 when a job of a sweep failed.
+        0; 1 when a job of a sweep failed, or a row is INVALID: what it says is not to be relied on.
 
     Raises:
         MlperfOptError: before anything is written, for whatever can be known before; later for a single run that failed.
@@ -81,12 +82,14 @@ def _check(line: CommandLine) -> None:
 
 def _single(line: CommandLine, console: Console) -> int:
     failures: list[MlperfOptError] = []
+    jobs: list[Run] = []
 
     def task(config: RunConfig, folder: Path, _number: int) -> None:
         console.print(_headline(config))
         _announce(config, console)
         with console.status("starting") as status:
             job = Run(config, folder, status.update)
+            jobs.append(job)
             try:
                 job.execute()
             except MlperfOptError as error:
@@ -97,7 +100,7 @@ def _single(line: CommandLine, console: Console) -> int:
     _run_hydra(line, [], task)
     if failures:
         raise failures[0]
-    return 0
+    return 0 if all(_is_valid(job.records) for job in jobs) else 1
 
 
 def _sweep(line: CommandLine, console: Console) -> int:
@@ -131,7 +134,11 @@ def _sweep(line: CommandLine, console: Console) -> int:
             (folder / "multirun.yaml").unlink()  # Hydra's notes, with the paths of this machine
     console.print(sweep_table(write_summary(folder, jobs)))
     console.print(f"written to {_relative(folder)}")
-    return 1 if any(job.failure for job in jobs) else 0
+    return 0 if all(job.failure is None and _is_valid(job.records) for job in jobs) else 1
+
+
+def _is_valid(records: Sequence[Record]) -> bool:
+    return all(record.status == "VALID" for record in records)
 
 
 def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, Path, int], None]) -> None:

@@ -68,7 +68,9 @@ def _check_pair(folder: Path, images: Array, labels: Array) -> None:
 
 
 def _scale(images: Array) -> Array:
-    return (images.astype(np.float32) / 255)[:, None]
+    pixels = images.astype(np.float32)
+    pixels /= 255  # in place: MNIST's are 188 MB
+    return pixels[:, None]
 
 
 def _folder(name: str, root: str | None) -> Path:

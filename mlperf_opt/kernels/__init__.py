@@ -1,8 +1,10 @@
 """Kernels of the compiled runtime: arithmetic on addresses, without a word of graphs.
 
     cache.py        where compiled code is kept        jit.py      how it is compiled, and for which CPU
-    simd.py         vectors of 16 lanes                tiles.py    micro-kernels of products, generated
+    emit.py         LLVM instructions on 16 lanes      simd.py     those that kernels call
+    tiles.py        micro-kernels of products, generated
     product.py      linear and conv2d on tiles.py      amx.py      the same on Intel's tile registers
+    sparse.py       linear on pruned weights           lanes.py    gather, scatter, transposition
     elementwise.py  activations, norms, lookups, grids images.py   layouts of images, pooling
     attention.py    attention, whole and cached        machine.py  the loop that runs a program of all these
 

@@ -19,16 +19,53 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from mlperf_opt.kernels.emit import (
+    I8,
+    I32,
+    I64,
+    LANES,
+    at,
+    call,
+    instruction,
+    lanes_of,
+    load,
+    number,
+    store_first,
+    tail_mask,
+)
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import features, kernel
 from mlperf_opt.kernels.product import (
-    BIAS, COLUMNS, GROUPS, IMAGE_STEP, LINE_STEP, LINES, LOW, OUT, OUT_IMAGE_STEP, OUT_LINE_STEP, OUT_ROW_STEP, PANELS,
-    PIXELS, REAL_BIAS, ROW_SCALE, ROW_STEP, ROW_ZERO, SCALE, SCALES_IMAGE_STEP, SCALES_ROW_STEP, SCRATCH, SEGMENT_STEP,
-    SEGMENTS, SUMS, TO_CODES, WEIGHT, X, ZERO,
+    BIAS,
+    COLUMNS,
+    GROUPS,
+    IMAGE_STEP,
+    LINE_STEP,
+    LINES,
+    LOW,
+    OUT,
+    OUT_IMAGE_STEP,
+    OUT_LINE_STEP,
+    OUT_ROW_STEP,
+    PANELS,
+    PIXELS,
+    REAL_BIAS,
+    ROW_SCALE,
+    ROW_STEP,
+    ROW_ZERO,
+    SCALE,
+    SCALES_IMAGE_STEP,
+    SCALES_ROW_STEP,
+    SCRATCH,
+    SEGMENT_STEP,
+    SEGMENTS,
+    SUMS,
+    TO_CODES,
+    WEIGHT,
+    ZERO,
+    X,
 )  # fmt: skip
-from mlperf_opt.kernels.simd import (
-    I8, I32, I64, LANES, at, call, instruction, lanes_of, load, load_float, number, store_first, tail_mask,
-)  # fmt: skip
+from mlperf_opt.kernels.simd import load_float
 from mlperf_opt.kernels.tiles import INT8_FINISH, finish_codes, finish_real, variants
 
 ROWS, TILE_BYTES = 16, 1024
@@ -108,7 +145,7 @@ def _block(b: Any, shape: Any, *values: Any) -> None:
 @instruction(types.none, *[types.int64] * (6 + len(INT8_FINISH)), types.float32)
 def _finish_rows(b: Any, sums: Any, out: Any, out_step: Any, rows: Any, first: Any, columns: Any, *values: Any) -> None:
     """Finish one panel of ``rows`` rows of sums."""
-    given = dict(zip((*INT8_FINISH, "low"), values, strict=True))
+    given: dict[str, Any] = dict(zip((*INT8_FINISH, "low"), values, strict=True))
     mask = tail_mask(b, columns)
 
     def each_row(finish: Any) -> None:
@@ -134,12 +171,16 @@ def _finish_block(instruction_, memories, sums, tiles, tile_rows, panel, panels,
     size = 1 if to_codes else 4
     for p in range(panel, panel + panels):
         bias, scale = operand(instruction_, BIAS, memories) + 64 * p, operand(instruction_, SCALE, memories) + 64 * p
-        total, real_bias = operand(instruction_, SUMS, memories) + 64 * p, operand(instruction_, REAL_BIAS, memories) + 64 * p
+        total, real_bias = (
+            operand(instruction_, SUMS, memories) + 64 * p,
+            operand(instruction_, REAL_BIAS, memories) + 64 * p,
+        )
         columns = field(instruction_, COLUMNS) - LANES * p
         for t in range(tiles):
             _finish_rows(
-                sums + t * ROWS * _SUMS_STEP + 64 * (p - panel), out + t * out_tile_step + size * LANES * p, out_step, tile_rows,
-                row + t * ROWS, columns, to_codes, bias, scale, zero, row_scale, row_zero, scales_step, total, real_bias, low,
+                sums + t * ROWS * _SUMS_STEP + 64 * (p - panel), out + t * out_tile_step + size * LANES * p, out_step,
+                tile_rows, row + t * ROWS, columns,
+                to_codes, bias, scale, zero, row_scale, row_zero, scales_step, total, real_bias, low,
             )  # fmt: skip
 
 

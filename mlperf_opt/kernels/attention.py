@@ -11,10 +11,10 @@ import math
 import numpy as np
 
 from mlperf_opt.kernels.elementwise import softmax_row
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import kernel
 from mlperf_opt.kernels.simd import (
-    LANES,
     add,
     floats,
     load_float,

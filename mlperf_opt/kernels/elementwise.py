@@ -9,23 +9,23 @@ import math
 
 import numpy as np
 
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import kernel
 from mlperf_opt.kernels.simd import (
-    LANES,
     add,
     any_larger,
     divide,
     floats,
     larger,
     largest_of,
-    load_bytes,
     load_codes,
     load_float,
     load_floats,
     load_halves,
     load_int,
     load_int32,
+    load_some_bytes,
     load_some_floats,
     magnitude,
     multiply,
@@ -48,9 +48,13 @@ _LOG2E = np.float32(1.4426950408889634)
 # ln 2 in two parts, so that x - n ln 2 keeps its last bits (Cody and Waite)
 _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 # exp(r) = 1 + r + r^2 P(r) on |r| <= ln 2 / 2: minimax coefficients of Cephes' expf, highest first
-_EXP = tuple(np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5))
+_EXP = tuple(
+    np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+)
 _SMALLEST_EXPONENT, _LARGEST_EXPONENT = np.float32(-87.0), np.float32(88.0)
 _GELU_LINEAR = np.float32(-2 * 0.7978845608028654)
+# below, gelu is less than 1e-36 in magnitude; and exp stops growing, so that a huge x would not be divided to nothing
+_GELU_LOWEST = np.float32(-20)
 _GELU_CUBIC = np.float32(-2 * 0.7978845608028654 * 0.044715)
 _SURELY = np.float32(0.4999)
 _TINY = float(np.finfo(np.float32).tiny)
@@ -79,6 +83,7 @@ def exponential(x):
 @kernel()
 def _gelu(x):
     """x / (1 + exp(-2 y)), y = sqrt(2/pi) (x + 0.044715 x^3): the tanh form without its cancellation."""
+    x = larger(x, floats(_GELU_LOWEST))
     inner = multiply(x, multiply_add(multiply(x, x), floats(_GELU_CUBIC), floats(_GELU_LINEAR)))
     return divide(x, add(floats(_ONE), exponential(inner)))
 
@@ -90,6 +95,7 @@ OTHER, OTHER_STEP = 6, 7  # add: the second input
 
 @kernel()
 def relu(instruction, memories, rows):
+    """max(x, 0)."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     for _ in range(rows):
         for i in range(0, field(instruction, COUNT), LANES):
@@ -100,6 +106,7 @@ def relu(instruction, memories, rows):
 
 @kernel()
 def gelu(instruction, memories, rows):
+    """gelu, in its tanh form; in place where out is x."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     for _ in range(rows):
         for i in range(0, field(instruction, COUNT), LANES):
@@ -110,6 +117,7 @@ def gelu(instruction, memories, rows):
 
 @kernel()
 def add_rows(instruction, memories, rows):
+    """x + y."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     other = operand(instruction, OTHER, memories)
     for _ in range(rows):
@@ -122,12 +130,12 @@ def add_rows(instruction, memories, rows):
 
 @kernel()
 def copy(instruction, memories, rows):
-    """COUNT bytes of each row, and no byte more."""
+    """COUNT bytes of each row: no byte more is read or written."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     count = field(instruction, COUNT)
     for _ in range(rows):
         for i in range(0, count, LANES):
-            store_some_bytes(out + i, count - i, load_bytes(x + i))
+            store_some_bytes(out + i, count - i, load_some_bytes(x + i, count - i))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
 
@@ -152,6 +160,7 @@ def softmax_row(x, out, count):
 
 @kernel()
 def softmax(instruction, memories, rows):
+    """softmax of each row."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     for _ in range(rows):
         softmax_row(x, out, field(instruction, COUNT))
@@ -202,18 +211,21 @@ def _table_vector(kind, address, lane):
 
 @kernel()
 def embedding(instruction, memories, rows):
-    """Row ``token`` of the table, times its scale where the table holds int8 codes."""
+    """Row ``token`` of the table, times its scale where it holds int8 codes. False for a token that it has no row for."""
     tokens, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     table, scale = operand(instruction, TABLE, memories), operand(instruction, TABLE_SCALE, memories)
-    kind, step = field(instruction, TABLE_KIND), field(instruction, TABLE_STEP)
+    kind, step, size = field(instruction, TABLE_KIND), field(instruction, TABLE_STEP), field(instruction, TABLE_ROWS)
     for row in range(rows):
         token = load_int(tokens + 8 * row)
+        if token < 0 or token >= size:
+            return False
         factor = floats(_ONE)
         if kind == TABLE_CODES:
             factor = floats(load_float(scale + 4 * token))
         for i in range(0, field(instruction, COUNT), LANES):
             store_floats(out + 4 * i, multiply(_table_vector(kind, table + token * step, i), factor))
         out += field(instruction, OUT_STEP)
+    return True
 
 
 OFFSETS = 11  # 1 where each sequence has a position of its own
@@ -263,6 +275,7 @@ def quantize_row(x, out, count, scale, zero):
 
 @kernel()
 def quantize(instruction, memories, rows):
+    """uint8 codes on one grid, or on one for each row."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     scale, zero = operand(instruction, SCALE, memories), operand(instruction, ZERO, memories)
     step = 4 * field(instruction, PER_ROW)
@@ -283,11 +296,11 @@ def row_grids(instruction, memories, rows):
         for i in range(0, count, LANES):
             value = load_some_floats(x + 4 * i, count - i, _NONE)
             low, high = smaller(low, value), larger(high, value)
-        least, most = float(smallest_of(low)), float(largest_of(high))
+        least, most = np.float64(smallest_of(low)), np.float64(largest_of(high))  # float() would leave them float32
         scale = np.float32(max((most - least) / 255.0, _TINY))
         if most <= least:
             scale = _ONE
-        zero = int(min(max(np.rint(-least / float(scale)), 0.0), 255.0))
+        zero = int(min(max(np.rint(-least / np.float64(scale)), 0.0), 255.0))
         store_float(scale_out + 4 * row, scale)
         store_int32(zero_out + 4 * row, zero)
         x += field(instruction, X_STEP)

@@ -1,7 +1,7 @@
 """Images: the way between numpy's (C, H, W) and the channels-last layout of the kernels, and pooling.
 
 Channels-last: pixel (h, w) at ``h * line_step + w * C * size``, its C values side by side. A halo of zeros (of the code that
-stands for 0, for uint8) around an image is the padding of the convolution that reads it; what writes an image leaves it alone.
+stands for 0, for uint8) around an image is the padding of the convolution that reads it; who writes an image leaves it.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from mlperf_opt.kernels.elementwise import quantize_row
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import kernel
 from mlperf_opt.kernels.simd import (
-    LANES,
     add,
     bytes_of,
     divide,
     floats,
-    larger,
     larger_bytes,
+    largest_or_nan,
     load_bytes,
     load_float,
     load_floats,
@@ -78,7 +78,11 @@ def quantize_image(instruction, memories, rows):
         factor, nought = load_float(scale + 4 * per_row * row), load_int32(zero + 4 * per_row * row)
         if per_row:
             for i in range(0, field(instruction, IMAGE_BYTES), LANES):
-                start = operand(instruction, OUT, memories) - field(instruction, BYTES_BEFORE) + row * field(instruction, OUT_STEP)
+                start = (
+                    operand(instruction, OUT, memories)
+                    - field(instruction, BYTES_BEFORE)
+                    + row * field(instruction, OUT_STEP)
+                )
                 store_some_bytes(start + i, field(instruction, IMAGE_BYTES) - i, bytes_of(nought))
         for line in range(field(instruction, LINES)):
             quantize_row(
@@ -118,7 +122,7 @@ def max_pool(instruction, memories, rows):
                         top = load_floats(window + 4 * c)
                         for i in range(size):
                             for j in range(size):
-                                top = larger(top, load_floats(window + i * x_line + j * pixel_step + 4 * c))
+                                top = largest_or_nan(top, load_floats(window + i * x_line + j * pixel_step + 4 * c))
                         store_some_floats(target + 4 * c, channels - c, top)
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)

@@ -23,13 +23,13 @@ def reference(memory: int, offset: int = 0) -> int:
 
 
 @kernel()
-def field(instruction, number):  # noqa: ANN001, ANN201 - numba infers the types of kernels
+def field(instruction, number):
     """The instruction's int64 with that number."""
     return load_int(instruction + 8 * number)
 
 
 @kernel()
-def operand(instruction, number, memories):  # noqa: ANN001, ANN201
+def operand(instruction, number, memories):
     """The address that the reference with that number stands for now."""
     place = load_int(instruction + 8 * number)
     return load_int(memories + 8 * (place >> _SHIFT)) + (place & _OFFSET)

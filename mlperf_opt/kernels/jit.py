@@ -7,11 +7,12 @@ from functools import cache
 from typing import Any, TypeVar
 
 import numba
-from numba.core import config
+from numba.core import config as _config
 
 from mlperf_opt.kernels.cache import writable_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
+config: Any = _config  # numba fills the module in when it is imported
 
 
 def kernel(*signatures: str) -> Callable[[F], F]:
@@ -27,7 +28,8 @@ def kernel(*signatures: str) -> Callable[[F], F]:
         folder = writable_folder() if signatures else None
         config.CACHE_DIR = str(folder or theirs)
         try:
-            return numba.njit(list(signatures) or None, nogil=True, cache=folder is not None, error_model="numpy")(function)
+            compiled: Any = numba.njit(list(signatures) or None, nogil=True, cache=folder is not None, error_model="numpy")
+            return compiled(function)
         finally:
             config.CACHE_DIR = theirs
 

@@ -9,6 +9,7 @@ from mlperf_opt.kernels import amx as _amx
 from mlperf_opt.kernels import attention as _attention
 from mlperf_opt.kernels import elementwise as _elementwise
 from mlperf_opt.kernels import images as _images
+from mlperf_opt.kernels import sparse as _sparse
 from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, WIDTH, field
 from mlperf_opt.kernels.jit import kernel
 from mlperf_opt.kernels.product import PIXELS
@@ -18,13 +19,15 @@ from mlperf_opt.kernels.simd import load_int, store_int
 (
     PRODUCT, RELU, GELU, ADD, SOFTMAX, LAYER_NORM, EMBEDDING, POSITION_TABLE, QUANTIZE, ROW_GRIDS, PACK_IMAGE, UNPACK_IMAGE,
     QUANTIZE_IMAGE, MAX_POOL, AVERAGE_POOL, ATTENTION, CACHE_WRITE, CACHED_ATTENTION, COPY, TILE_PRODUCT,
-) = range(20)  # fmt: skip
+    SPARSE_PRODUCT,
+) = range(21)  # fmt: skip
 _INSTRUCTION_BYTES = 8 * WIDTH
 # A job: what `run` wants to know, as int64 at these places.
 PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP = range(6)
 JOB_WIDTH = 6
 
 TILE_ROWS = _amx.ROWS
+_product_if_sparse = _sparse.sparse_product
 _product_on_tiles = _amx.product_on_tiles
 _relu, _gelu, _add, _softmax = _elementwise.relu, _elementwise.gelu, _elementwise.add_rows, _elementwise.softmax
 _layer_norm, _embedding, _positions = _elementwise.layer_norm, _elementwise.embedding, _elementwise.positions
@@ -37,9 +40,11 @@ _attend, _write, _attend_cached = _attention.attention, _attention.cache_write, 
 
 @kernel()
 def _step(instruction, memories, sequence_of_state, sequences, time):
-    """One instruction, on ``sequences`` x ``time`` rows."""
+    """One instruction, on ``sequences`` x ``time`` rows. False where its input is out of range."""
     rows = sequences * time
     opcode = field(instruction, 0)
+    if opcode == SPARSE_PRODUCT:  # the dense product's opcode, where that is to run instead
+        opcode = _product_if_sparse(instruction, memories, rows)
     if opcode == PRODUCT or (opcode == TILE_PRODUCT and rows < TILE_ROWS and field(instruction, PIXELS) == 0):
         _product(instruction, memories, rows)
     elif opcode == TILE_PRODUCT:
@@ -55,7 +60,7 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
     elif opcode == LAYER_NORM:
         _layer_norm(instruction, memories, rows)
     elif opcode == EMBEDDING:
-        _embedding(instruction, memories, rows)
+        return _embedding(instruction, memories, rows)
     elif opcode == POSITION_TABLE:
         _positions(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
     elif opcode == QUANTIZE:
@@ -81,11 +86,10 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
         _write(instruction, memories, lengths, offsets, sequence_of_state, sequences, time)
     elif opcode == CACHED_ATTENTION:
         _attend_cached(instruction, memories, load_int(memories + 8 * POSITIONS), sequence_of_state, sequences, time)
+    return True
 
 
-@kernel(
-    "void(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)"
-)
+@kernel("boolean(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)")
 def run(job, x, out, lengths, positions, first, last, time):
     """Run a program on the sequences ``first`` to ``last`` of a batch, a chunk at a time.
 
@@ -97,6 +101,9 @@ def run(job, x, out, lengths, positions, first, last, time):
         positions: address of the places that each sequence holds, int64, with a cache.
         first, last: sequences (rows, where there is no time).
         time: rows of a sequence, 1 where there is no time.
+
+    Returns:
+        False for a token id that is out of range: nothing was read or written beside the tables.
     """
     program, count, memories = field(job, PROGRAM), field(job, COUNT), field(job, MEMORY_TABLE)
     chunk = max(1, field(job, CHUNK) // time)
@@ -107,5 +114,7 @@ def run(job, x, out, lengths, positions, first, last, time):
         store_int(memories + 8 * LENGTHS, lengths + 8 * first)
         store_int(memories + 8 * POSITIONS, positions + 8 * first)
         for i in range(count):
-            _step(program + i * _INSTRUCTION_BYTES, memories, first, now, time)
+            if not _step(program + i * _INSTRUCTION_BYTES, memories, first, now, time):
+                return False
         first += now
+    return True

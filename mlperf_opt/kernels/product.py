@@ -11,15 +11,7 @@ import numpy as np
 from mlperf_opt.kernels import tiles
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import kernel
-from mlperf_opt.kernels.simd import (
-    floats,
-    load_codes,
-    load_float,
-    load_floats,
-    load_halves,
-    multiply,
-    store_floats,
-)
+from mlperf_opt.kernels.simd import floats, load_codes, load_float, load_floats, load_halves, multiply, store_floats
 from mlperf_opt.kernels.tiles import CODES, FLOAT, GROUP_BYTES, HALF, INT8, INT8_PORTABLE, LANES, shapes_of
 
 # fields of the instruction, behind the opcode
@@ -45,7 +37,7 @@ def _shape_table() -> np.ndarray:
 
 
 def _rows_table() -> np.ndarray:
-    """[kind, panels, rows left, rows in all] -> rows of the next tile: the most there is, or the fewest that cover the rest."""
+    """[kind, panels, rows left, rows in all] -> rows of the next tile: the most, or the fewest that cover what is left."""
     table = np.zeros((INT8_PORTABLE + 1, 9, _MOST_ROWS + 1, _MOST_ROWS + 1), np.int64)
     for kind in GROUP_BYTES:
         for panels in {p for p, _ in shapes_of(kind)}:
@@ -88,7 +80,11 @@ def product(instruction, memories, rows):
     out_image_step, out_line_step, out_step = (
         field(instruction, OUT_IMAGE_STEP), field(instruction, OUT_LINE_STEP), field(instruction, OUT_ROW_STEP)
     )  # fmt: skip
-    segments, segment_step, groups = field(instruction, SEGMENTS), field(instruction, SEGMENT_STEP), field(instruction, GROUPS)
+    segments, segment_step, groups = (
+        field(instruction, SEGMENTS),
+        field(instruction, SEGMENT_STEP),
+        field(instruction, GROUPS),
+    )
     panels, weight = field(instruction, PANELS), operand(instruction, WEIGHT, memories)
     all_columns = field(instruction, COLUMNS)
     bias, scale = operand(instruction, BIAS, memories), operand(instruction, SCALE, memories)

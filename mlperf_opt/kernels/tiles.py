@@ -2,13 +2,13 @@
 
     out[r, c] = finish(sum over segments s, groups g of  x[r, s, g] * weight[c, s, g])
 
-A micro-kernel keeps ``rows x panels`` accumulators of 16 columns in registers and reads every weight vector once for all its
-rows. A linear layer is one segment; a convolution is one segment per line of the filter, because the ``kw x C`` values that a
-filter line covers lie side by side in a channels-last image: an implicit product, without im2col.
+A micro-kernel keeps ``rows x panels`` accumulators of 16 columns in registers and reads every weight vector once for all
+its rows. A linear layer is one segment; a convolution is one segment per line of the filter, because the ``kw x C`` values
+that a filter line covers lie side by side in a channels-last image: an implicit product, without im2col.
 
 Layouts:
     x       row r, segment s at ``x + r * row_step + s * segment_step``: float32, or uint8 in groups of 4.
-    weight  [panel][segment][group][16 columns][1 float | 1 half | 1 int8 | 4 int8], zeros where a group or panel is filled up.
+    weight  [panel][segment][group][16 columns][1 float | 1 half | 1 int8 | 4 int8], zeros where one is filled up.
 
 int8 products are exact: u8 x s8 -> int32, by vpdpbusd where the CPU has it (2 x 64 multiply-adds a cycle), else by 32-bit
 products of the same lanes. The weights' groups of four are what that instruction wants.
@@ -23,8 +23,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from mlperf_opt.kernels.jit import features
-from mlperf_opt.kernels.simd import (
+from mlperf_opt.kernels.emit import (
     F16,
     F32,
     I8,
@@ -43,6 +42,7 @@ from mlperf_opt.kernels.simd import (
     tail_mask,
     to_float,
 )
+from mlperf_opt.kernels.jit import features
 
 # kinds of product: what the weights are, and how they are multiplied
 FLOAT, HALF, CODES, INT8, INT8_PORTABLE = range(5)
@@ -66,7 +66,7 @@ def _is_integer(kind: int) -> bool:
     return kind in (INT8, INT8_PORTABLE)
 
 
-def _multiply_add(b: ir.IRBuilder, kind: int, total: Any, x: Any, weight: Any) -> Any:
+def multiply_accumulate(b: ir.IRBuilder, kind: int, total: Any, x: Any, weight: Any) -> Any:
     """One step of 16 accumulators; ``x`` is one group in all lanes."""
     if not _is_integer(kind):
         return call(b, "llvm.fma.v16f32", total.type, x, weight, total)
@@ -100,7 +100,7 @@ def _load_weights(b: ir.IRBuilder, kind: int, address: Any) -> Any:
 def _accumulate(
     b: ir.IRBuilder, kind: int, panels: int, rows: int, x: Any, row_step: Any, segments: Any, segment_step: Any, groups: Any,
     weight: Any, panel_step: Any,
-) -> list[list[Any]]:
+) -> list[list[Any]]:  # fmt: skip
     """Emit the loops; return the sums [row][panel]."""
     integer = _is_integer(kind)
     vector = lanes_of(I32 if integer else F32)
@@ -120,7 +120,7 @@ def _accumulate(
             for r in range(rows):
                 value = splat(b, load(b, b.add(starts[r], offset), I32 if integer else F32))
                 for p in range(panels):
-                    b.store(_multiply_add(b, kind, b.load(sums[r][p]), value, weights[p]), sums[r][p])
+                    b.store(multiply_accumulate(b, kind, b.load(sums[r][p]), value, weights[p]), sums[r][p])
         b.store(b.add(first, b.mul(groups, number(GROUP_BYTES[kind]))), reader)
     return [[b.load(slot) for slot in row] for row in sums]
 
@@ -184,7 +184,7 @@ def _float_tile(kind: int) -> Any:
 
     @instruction(types.none, *kinds)
     def float_tile(b: Any, shape: Any, *values: Any) -> None:
-        given = dict(zip((*_OPERANDS, *_FLOAT_FINISH, "low"), values, strict=True))
+        given: dict[str, Any] = dict(zip((*_OPERANDS, *_FLOAT_FINISH, "low"), values, strict=True))
         for case in variants(b, shape, len(shapes_of(kind))):
             panels, rows = shapes_of(kind)[case]
             sums = _accumulate(b, kind, panels, rows, *values[:7])
@@ -198,7 +198,7 @@ def _int8_tile(kind: int) -> Any:
 
     @instruction(types.none, *kinds)
     def int8_tile(b: Any, shape: Any, *values: Any) -> None:
-        given = dict(zip((*_OPERANDS, *INT8_FINISH, "low"), values, strict=True))
+        given: dict[str, Any] = dict(zip((*_OPERANDS, *INT8_FINISH, "low"), values, strict=True))
         to_codes = b.icmp_signed("!=", given["to_codes"], number(0))
         for case in variants(b, shape, len(shapes_of(kind))):
             panels, rows = shapes_of(kind)[case]

@@ -3,7 +3,7 @@
 from mlperf_opt.measure.memory import peak_bytes
 from mlperf_opt.measure.quality import Quality, accuracy, exact_match
 from mlperf_opt.measure.statistics import early_stopping_estimate, flips, median_ratio_interval, wilson_interval
-from mlperf_opt.measure.system import cpu_flags, describe_system, fix_threads
+from mlperf_opt.measure.system import cpu_flags, cpu_name, describe_system, fix_threads
 from mlperf_opt.measure.throughput import samples_per_second
 from mlperf_opt.measure.timing import PairTiming, noise_factor, time_pair, verdict
 
@@ -12,6 +12,7 @@ __all__ = [
     "Quality",
     "accuracy",
     "cpu_flags",
+    "cpu_name",
     "describe_system",
     "early_stopping_estimate",
     "exact_match",

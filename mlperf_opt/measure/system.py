@@ -71,6 +71,11 @@ def _cpu() -> tuple[str | None, list[str]]:
     return fields.get("model name") or platform.processor() or None, [flag for flag in _FLAGS if flag in present]
 
 
+def cpu_name() -> str | None:
+    """Return the CPU's name, as the system gives it."""
+    return _cpu()[0]
+
+
 def cpu_flags() -> list[str]:
     """Return which of the instruction sets that matter here the CPU has, in the words of Linux; empty if it doesn't say."""
     return _cpu()[1]

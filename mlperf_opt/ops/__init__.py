@@ -9,7 +9,8 @@ from mlperf_opt.ops.linear import LINEAR
 from mlperf_opt.ops.loss import CROSS_ENTROPY
 from mlperf_opt.ops.norm import LAYER_NORM
 from mlperf_opt.ops.pool import AVG_POOL2D, MAX_POOL2D
-from mlperf_opt.ops.qproduct import QCONV2D, QEMBEDDING, QLINEAR
+from mlperf_opt.ops.qembedding import QEMBEDDING
+from mlperf_opt.ops.qproduct import QCONV2D, QLINEAR
 from mlperf_opt.ops.quantized import DEQUANTIZE, QUANTIZE, ROW_SCALE, ROW_ZERO
 from mlperf_opt.ops.shape import ADD, FLATTEN
 

@@ -1,11 +1,15 @@
-"""relu, gelu and softmax."""
+"""relu, gelu and softmax; relu and gelu also as a product's own last step (its attribute ``activation``)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 
+from mlperf_opt.errors import GraphError, did_you_mean
 from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
-from mlperf_opt.ops.onnx_form import direct
+from mlperf_opt.ops.onnx_form import Form, direct, node
 
 _SQRT_2_OVER_PI = 0.7978845608028654
 _CUBIC = 0.044715
@@ -37,8 +41,8 @@ def _gelu(x: Array) -> Array:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form of Hendrycks and Gimpel, arXiv:1606.08415."""
     y = _gelu_inner(x)
     y += 1
+    y *= 0.5  # before x: twice a large x is no float32
     y *= x
-    y *= 0.5
     return y
 
 
@@ -46,6 +50,37 @@ def _gelu_vjp(grad: Array, _out: Array, x: Array) -> tuple[Array]:
     t = _gelu_inner(x)
     slope = _SQRT_2_OVER_PI * (1 + 3 * _CUBIC * x * x)
     return (grad * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope),)
+
+
+ACTIVATIONS = ("relu", "gelu")  # what may be a product's own last step; "" is none
+
+
+def check_activation(name: str, activation: object) -> None:
+    """Raise `GraphError` unless a product may have that activation."""
+    if activation != "" and activation not in ACTIVATIONS:
+        raise GraphError(f"{name}: activation={activation} is unknown{did_you_mean(str(activation), ACTIVATIONS)}")
+
+
+def activate(y: Array, activation: str) -> Array:
+    """Return the activation of ``y``, which it may overwrite: the same numbers as those of the op of that name."""
+    if activation == "relu":
+        return np.maximum(y, 0, out=y)
+    return _gelu(y) if activation == "gelu" else y
+
+
+def activation_vjp(grad: Array, out: Array, activation: str, before: Callable[[], Array]) -> Array:
+    """Return the gradient before the activation; ``before`` computes the value there, where it is needed."""
+    if activation == "relu":
+        return _relu_vjp(grad, out, out)[0]
+    return _gelu_vjp(grad, out, before())[0] if activation == "gelu" else grad
+
+
+def onnx_activated(form: Form, activation: str) -> Form:
+    """Return the form of a product with its activation behind it."""
+    if not activation:
+        return form
+    kind = node("Relu", "before") if activation == "relu" else node("Gelu", "before", approximate="tanh")
+    return (*form[:-1], replace(form[-1], output="before"), kind)
 
 
 def softmax(x: Array, axis: int = -1) -> Array:

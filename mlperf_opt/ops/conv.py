@@ -2,6 +2,7 @@
 
 The product is computed with the batch as the last axis in memory, where a copy of patches moves W' x N numbers in one run
 instead of kw, and the sum back over overlapping patches adds as many. Arrays keep their shape (N, C, H, W): it is a view.
+Its activation, where it has one, comes last.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mlperf_opt.ops.activation import activate, activation_vjp, check_activation, onnx_activated
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, are_known, expect, expect_float, is_whole, moved_bytes
 from mlperf_opt.ops.onnx_form import Form, node
 
@@ -64,30 +66,33 @@ def infer_conv2d(x: Spec, weight: Spec, bias: Spec | None, *, stride: int, paddi
     return Spec((x.shape[0], m, h, w), x.dtype)
 
 
-def _infer(x: Spec, weight: Spec, bias: Spec | None, *, stride: int, padding: int) -> Spec:
+def _infer(x: Spec, weight: Spec, bias: Spec | None, *, stride: int, padding: int, activation: str = "") -> Spec:
+    check_activation("conv2d", activation)
     expect_float("conv2d: x", x)
     expect_float("conv2d: weight", weight)
     return infer_conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
-def _forward(x: Array, weight: Array, bias: Array | None, *, stride: int, padding: int) -> Array:
+def _forward(x: Array, weight: Array, bias: Array | None, *, stride: int, padding: int, activation: str = "") -> Array:
     y = product(x, weight, stride, padding)
     if bias is not None:
         y += bias[:, None, None]
-    return y
+    return activate(y, activation)
 
 
 def _vjp(
     grad: Array,
-    _out: Array,
+    out: Array,
     x: Array,
     weight: Array,
     bias: Array | None,
     *,
     stride: int,
     padding: int,
+    activation: str = "",
     input_gradient: bool = True,
 ) -> tuple[Array | None, ...]:
+    grad = activation_vjp(grad, out, activation, lambda: _forward(x, weight, bias, stride=stride, padding=padding))
     m, c, kh, kw = weight.shape
     n, _, h, w = x.shape
     columns = np.ascontiguousarray(grad.transpose(1, 2, 3, 0)).reshape(m, -1)  # (M, H' * W' * N)
@@ -112,7 +117,7 @@ def conv2d_cost(out: Spec, x: Spec, weight: Spec, *others: Spec | None) -> Cost:
     return Cost(out.size * per_output, moved_bytes(out, x, weight, *others))
 
 
-def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None, **_: int) -> Cost:
+def _cost(out: Spec, x: Spec, weight: Spec, bias: Spec | None, **_: int | str) -> Cost:
     return conv2d_cost(out, x, weight, bias)
 
 
@@ -122,9 +127,10 @@ def conv_attributes(weight: Spec, stride: int, padding: int) -> dict[str, Any]:
     return {"kernel_shape": kernel, "strides": [stride] * 2, "pads": [padding] * 4}
 
 
-def _onnx(_x: Spec, weight: Spec, bias: Spec | None, *, stride: int, padding: int) -> Form:
+def _onnx(_x: Spec, weight: Spec, bias: Spec | None, *, stride: int, padding: int, activation: str = "") -> Form:
     terms = () if bias is None else ("bias",)
-    return (node("Conv", "x", "weight", *terms, **conv_attributes(weight, stride, padding)),)
+    form = (node("Conv", "x", "weight", *terms, **conv_attributes(weight, stride, padding)),)
+    return onnx_activated(form, activation)
 
 
 CONV2D = OpDef(

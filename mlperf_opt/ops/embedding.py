@@ -27,14 +27,15 @@ def _infer(tokens: Spec, table: Spec) -> Spec:
     return infer_embedding(tokens, table)
 
 
-def _check_tokens(tokens: Array, size: int) -> None:
+def check_tokens(tokens: Array, size: int) -> None:
+    """Raise `GraphError` unless all ids are in 0..size - 1."""
     # Seen as unsigned a negative id is a huge one: one look instead of two, which counts in a decode step.
     if tokens.size and np.maximum.reduce(tokens.view(f"u{tokens.itemsize}"), axis=None) >= size:
         raise GraphError(f"embedding: token ids must be 0..{size - 1}, got {tokens.min()}..{tokens.max()}")
 
 
 def _embedding(tokens: Array, table: Array) -> Array:
-    _check_tokens(tokens, len(table))
+    check_tokens(tokens, len(table))
     return table.take(tokens, axis=0)
 
 

@@ -1,4 +1,8 @@
-"""Products on codes: qlinear, qconv2d, and the lookup qembedding. The arithmetic is written out in `quantized.py`."""
+"""Products on codes: qlinear and qconv2d. The arithmetic is written out in `quantized.py`.
+
+A product without an output scale may have an activation, on its float32 result. One with an output scale has none: there a
+relu is a zero point of 0.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,9 @@ import math
 
 import numpy as np
 
+from mlperf_opt.ops.activation import activate, activation_vjp, check_activation
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, expect, moved_bytes
 from mlperf_opt.ops.conv import CONV2D, conv2d_cost, infer_conv2d, product
-from mlperf_opt.ops.embedding import EMBEDDING, embedding_cost, infer_embedding
-from mlperf_opt.ops.onnx_form import Form, cast, ints, node
 from mlperf_opt.ops.qproduct_onnx import onnx_qconv2d, onnx_qlinear
 from mlperf_opt.ops.quantized import CODE_MAX, check_codes, check_grid, saturate
 
@@ -31,7 +34,10 @@ def _check_product(
     bias: Spec | None,
     y_scale: Spec | None,
     y_zero: Spec | None,
+    activation: str,
 ) -> None:
+    check_activation(name, activation)
+    expect(activation == "" or y_scale is None, f"{name}: activation={activation} needs a float32 output, not codes")
     check_codes(x, "uint8", f"{name}: x")
     check_codes(weight, "int8", f"{name}: weight")
     check_grid(f"{name}: x", x, x_scale, x_zero)
@@ -61,12 +67,14 @@ def _qlinear_infer(
     bias: Spec | None,
     y_scale: Spec | None,
     y_zero: Spec | None,
+    *,
+    activation: str = "",
 ) -> Spec:
     expect(
         len(weight.shape) == 2 and len(x.shape) >= 1 and x.shape[-1] == weight.shape[1],
         f"qlinear: x {x} and weight {weight} do not fit",
     )
-    _check_product("qlinear", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero)
+    _check_product("qlinear", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero, activation)
     return Spec((*x.shape[:-1], weight.shape[0]), _out_dtype(y_scale))
 
 
@@ -76,7 +84,13 @@ def _exact(k: int) -> type[np.float32] | type[np.float64]:
 
 
 def _rescale(
-    acc: Array, x_scale: Array, w_scale: Array, bias: Array | None, y_scale: Array | None, y_zero: Array | None
+    acc: Array,
+    x_scale: Array,
+    w_scale: Array,
+    bias: Array | None,
+    y_scale: Array | None,
+    y_zero: Array | None,
+    activation: str,
 ) -> Array:
     """Sums of products of codes -> float32; uint8 codes if there is an output scale. Scales and bias fit ``acc``."""
     if bias is not None and bias.dtype == np.int32:
@@ -89,7 +103,7 @@ def _rescale(
             m = np.minimum(scale / y_scale, _LARGEST)  # finite, so that 0 * m is 0
             return saturate(np.rint(acc.astype(np.float32) * m), y_zero)
     y = acc.astype(np.float32) * scale
-    return y if bias is None else y + bias
+    return activate(y if bias is None else y + bias, activation)
 
 
 def _centred(x: Array, zero: Array) -> Array:
@@ -105,10 +119,12 @@ def _qlinear(
     bias: Array | None,
     y_scale: Array | None,
     y_zero: Array | None,
+    *,
+    activation: str = "",
 ) -> Array:
     exact = _exact(weight.shape[1])
     acc = _centred(x, x_zero).astype(exact) @ weight.T.astype(exact)
-    return _rescale(acc.astype(np.int32), x_scale, w_scale, bias, y_scale, y_zero)
+    return _rescale(acc.astype(np.int32), x_scale, w_scale, bias, y_scale, y_zero, activation)
 
 
 def _real(weight: Array, w_scale: Array) -> Array:
@@ -134,9 +150,13 @@ def _qlinear_vjp(
     y_scale: Array | None,
     y_zero: Array | None,
     *,
+    activation: str = "",
     input_gradient: bool = True,
 ) -> tuple[Array | None, ...]:
-    grad = _through(grad, out, y_scale)
+    def before() -> Array:
+        return _qlinear(x, x_scale, x_zero, weight, w_scale, bias, None, None)
+
+    grad = activation_vjp(_through(grad, out, y_scale), out, activation, before)
     rows = grad.reshape(-1, grad.shape[-1])
     real_x = _centred(x, x_zero).astype(np.float32) * x_scale
     d_weight = rows.T @ real_x.reshape(-1, x.shape[-1])
@@ -145,7 +165,7 @@ def _qlinear_vjp(
     return d_x, None, None, d_weight, None, d_bias, None, None
 
 
-def _qlinear_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None) -> Cost:
+def _qlinear_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: str) -> Cost:
     return Cost(out.size * int(weight.shape[1]), moved_bytes(out, x, x_scale, x_zero, weight, *others))
 
 
@@ -164,11 +184,12 @@ def _qconv_infer(
     *,
     stride: int,
     padding: int,
+    activation: str = "",
 ) -> Spec:
     out = infer_conv2d(x, weight, bias, stride=stride, padding=padding)
     whole = all(d == 1 for spec in (x_scale, x_zero) for d in spec.shape[1:])
     expect(whole, f"qconv2d: scale {x_scale} and zero point {x_zero} must be one for all or (N, 1, 1, 1)")
-    _check_product("qconv2d", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero)
+    _check_product("qconv2d", x, x_scale, x_zero, weight, w_scale, bias, y_scale, y_zero, activation)
     return Spec(out.shape, _out_dtype(y_scale))
 
 
@@ -184,11 +205,13 @@ def _qconv(
     *,
     stride: int,
     padding: int,
+    activation: str = "",
 ) -> Array:
     exact = _exact(weight[0].size)
     # Centred first, then padded with 0: a pixel outside the image is real zero, whatever the zero point.
     acc = product(_centred(x, x_zero).astype(exact), weight.astype(exact), stride, padding).astype(np.int32)
-    return _rescale(acc, x_scale, _per_channel(w_scale), None if bias is None else _per_channel(bias), y_scale, y_zero)
+    columns = None if bias is None else _per_channel(bias)
+    return _rescale(acc, x_scale, _per_channel(w_scale), columns, y_scale, y_zero, activation)
 
 
 def _per_channel(array: Array) -> Array:
@@ -210,49 +233,22 @@ def _qconv_vjp(
     *,
     stride: int,
     padding: int,
+    activation: str = "",
     input_gradient: bool = True,
 ) -> tuple[Array | None, ...]:
+    def before() -> Array:
+        return _qconv(x, x_scale, x_zero, weight, w_scale, bias, None, None, stride=stride, padding=padding)
+
+    grad = activation_vjp(_through(grad, out, y_scale), out, activation, before)
     real_x = _centred(x, x_zero).astype(np.float32) * x_scale
-    arrays = (_through(grad, out, y_scale), out, real_x, _real(weight, w_scale), bias)
+    arrays = (grad, out, real_x, _real(weight, w_scale), bias)
     assert CONV2D.vjp is not None
     d_x, d_weight, d_bias = CONV2D.vjp(*arrays, stride=stride, padding=padding, input_gradient=input_gradient)
     return d_x, None, None, d_weight, None, d_bias, None, None
 
 
-def _qconv_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: int) -> Cost:
+def _qconv_cost(out: Spec, x: Spec, x_scale: Spec, x_zero: Spec, weight: Spec, *others: Spec | None, **_: int | str) -> Cost:
     return conv2d_cost(out, x, weight, x_scale, x_zero, *others)
-
-
-# qembedding
-
-
-def _qembedding_infer(tokens: Spec, table: Spec, scale: Spec) -> Spec:
-    check_codes(table, "int8", "qembedding: table")
-    expect(scale.shape in ((), table.shape[:1]), f"qembedding: scale {scale} must be () or ({table.shape[0]},)")
-    return infer_embedding(tokens, table)
-
-
-def _qembedding(tokens: Array, table: Array, scale: Array) -> Array:
-    codes = EMBEDDING.forward(tokens, table)
-    return codes.astype(np.float32) * (scale[tokens][..., None] if scale.ndim else scale)
-
-
-def _qembedding_vjp(grad: Array, out: Array, tokens: Array, table: Array, _scale: Array) -> tuple[Array | None, ...]:
-    assert EMBEDDING.vjp is not None
-    return *EMBEDDING.vjp(grad, out, tokens, table), None
-
-
-def _qembedding_cost(out: Spec, tokens: Spec, table: Spec, scale: Spec) -> Cost:
-    base = embedding_cost(out, tokens, table)
-    return Cost(0, base.bytes + (4 * tokens.size if scale.shape else scale.nbytes))
-
-
-def _qembedding_onnx(_tokens: Spec, _table: Spec, scale: Spec) -> Form:
-    """Look up codes, then make them real: dequantizing first would make the whole table real at each call."""
-    form = (node("Gather", "table", "tokens", to="codes", axis=0), cast("codes", "float32", to="wide"))
-    if scale.shape:
-        form += (node("Unsqueeze", "scale", ints(1), to="scales"), node("Gather", "scales", "tokens", to="step", axis=0))
-    return (*form, node("Mul", "wide", "step" if scale.shape else "scale"))
 
 
 _PRODUCT_ARGUMENTS = ("x", "x_scale", "x_zero", "weight", "w_scale", "bias?", "y_scale?", "y_zero?")
@@ -280,15 +276,4 @@ QCONV2D = OpDef(
     parameters=("weight", "bias"),
     matrix="weight",
     skips_input_gradient=True,
-)
-QEMBEDDING = OpDef(
-    "qembedding",
-    ("tokens", "table", "scale"),
-    _qembedding_infer,
-    _qembedding,
-    _qembedding_vjp,
-    _qembedding_cost,
-    _qembedding_onnx,
-    parameters=("table",),
-    matrix="table",
 )

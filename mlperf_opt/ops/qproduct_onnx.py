@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from mlperf_opt.ops.activation import onnx_activated
 from mlperf_opt.ops.base import Spec
 from mlperf_opt.ops.conv import conv_attributes
 from mlperf_opt.ops.onnx_form import OUT, Form, OnnxNode, cast, ints, node, then_add
@@ -28,6 +29,8 @@ def onnx_qlinear(
     bias: Spec | None,
     y_scale: Spec | None,
     _y_zero: Spec | None,
+    *,
+    activation: str = "",
 ) -> Form:
     """Return the form of qlinear.
 
@@ -35,14 +38,14 @@ def onnx_qlinear(
     """
     if x_scale.shape == () == x_zero.shape:
         if len(x.shape) == 2:  # Gemm takes matrices only; an engine adds its int32 bias before the scale, as qlinear does
-            return _qdq("Gemm", "weight", w_scale, bias, y_scale, {"transB": 1})
-        return _qdq("MatMul", "weight.T", w_scale, bias, y_scale, {})
+            return onnx_activated(_qdq("Gemm", "weight", w_scale, bias, y_scale, {"transB": 1}), activation)
+        return onnx_activated(_qdq("MatMul", "weight.T", w_scale, bias, y_scale, {}), activation)
     product = (
         node("MatMulInteger", "x", "weight.T", to="raw"),
         cast("weight.T", "int32", to="wide"),
         node("ReduceSum", "wide", ints(0), to="sums", keepdims=0),  # (M,)
     )
-    return product + _scaled(w_scale, bias, y_scale, places=0)
+    return onnx_activated(product + _scaled(w_scale, bias, y_scale, places=0), activation)
 
 
 def onnx_qconv2d(
@@ -57,6 +60,7 @@ def onnx_qconv2d(
     *,
     stride: int,
     padding: int,
+    activation: str = "",
 ) -> Form:
     """Return the form of qconv2d.
 
@@ -64,7 +68,7 @@ def onnx_qconv2d(
     """
     attributes = conv_attributes(weight, stride, padding)
     if x_scale.shape == () == x_zero.shape:
-        return _qdq("Conv", "weight", w_scale, bias, y_scale, attributes)
+        return onnx_activated(_qdq("Conv", "weight", w_scale, bias, y_scale, attributes), activation)
     ones = np.ones((1, *(int(d) for d in x.shape[1:])), np.uint8)
     zero, middle = np.uint8(0), np.uint8(_MIDDLE)
     product = (
@@ -75,7 +79,7 @@ def onnx_qconv2d(
         node("ConvInteger", "x", "filters", zero, middle, to="raw", **attributes),
         node("ConvInteger", ones, "filters", zero, middle, to="sums", **attributes),  # (1, M, H', W')
     )
-    return product + _scaled(w_scale, bias, y_scale, places=2)
+    return onnx_activated(product + _scaled(w_scale, bias, y_scale, places=2), activation)
 
 
 def _qdq(kind: str, weight: str, w_scale: Spec, bias: Spec | None, y_scale: Spec | None, attributes: dict[str, Any]) -> Form:

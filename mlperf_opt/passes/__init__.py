@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.passes.export import Export
 from mlperf_opt.passes.finetune import Finetune
+from mlperf_opt.passes.fuse import Fuse
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.lowrank import Lowrank
 from mlperf_opt.passes.profile import Profile
@@ -20,6 +21,7 @@ PASSES: dict[str, type[Pass]] = {
     "finetune": Finetune,
     "tidy": Tidy,
     "kv_cache": KvCache,
+    "fuse": Fuse,
     "export": Export,
 }
 

@@ -68,7 +68,9 @@ def to_static(graph: Graph, products: list[str], grids: dict[str, tuple[Array, A
         target = integer.get(node.output)
         to_codes = _grid_weights(out, target, grids[target]) if target else ("", "")
         inputs = (source, scale, zero, f"{weight}:codes", f"{weight}:scale", f"{bias}:codes" if bias else "", *to_codes)
-        out.nodes.append(Node(_QUANTIZED[node.op], inputs, node.output, node.attributes))
+        # a product that makes codes has its relu in its grid, like a relu that is a node of its own
+        attributes = {k: v for k, v in node.attributes.items() if not (target and k == "activation")}
+        out.nodes.append(Node(_QUANTIZED[node.op], inputs, node.output, attributes))
     return out.finish(graph)
 
 
@@ -94,7 +96,10 @@ def to_dynamic(graph: Graph, products: list[str]) -> Graph:
 
 def _integer_chain(graph: Graph, product: str, products: list[str]) -> str | None:
     """Return the value, at or behind ``product``, that only products read; None if a float op or the output needs it."""
-    value, first = product, True
+    activation = graph.node(product).attributes.get("activation", "")
+    if activation not in ("", "relu"):
+        return None
+    value, first = product, activation == ""
     while value not in graph.outputs:
         readers = graph.consumers(value)
         if readers and all(r.output in products and r.argument("x") == value for r in readers):

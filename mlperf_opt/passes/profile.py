@@ -69,6 +69,7 @@ class Profile(Pass):
                     "moved_bytes": cost.bytes,
                     "time_us": medians[node.output],
                     "time_share": medians[node.output] / total,
+                    "note": executable.notes.get(node.output, ""),
                 }
             )
         return PassResult(graph, {"time_us": total, "macs": sum(r["macs"] for r in rows)}, {"profile": rows})

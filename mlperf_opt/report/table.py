@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _QUALITY_HEADERS = {"accuracy": "accuracy", "exact_match": "exact match", "nats_per_token": "nats/token"}
+_MOST_PLAN_NOTES = 8
 _BAR = 10  # characters for a share of 100 %
 
 
@@ -80,7 +81,20 @@ def run_notes(records: Sequence[Record]) -> list[str]:
         if record.reasons or record.status != "VALID":
             status = "" if record.status == "VALID" else f"{record.status}: "
             notes.append(f"{record.step} {record.name}: {status}{record.reasons or 'no reason given'}")
-    return notes
+    return notes + _plan_notes(records)
+
+
+def _plan_notes(records: Sequence[Record]) -> list[str]:
+    """Return a line for each thing that the runtime decided, with the steps that it holds for."""
+    steps: dict[str, list[str]] = {}
+    for record in records:
+        for note in record.plan.split("; ") if record.plan else ():
+            steps.setdefault(note, []).append(f"{record.step} {record.name}")
+    lines = [f"{', '.join(names)}, {note}" for note, names in steps.items()]
+    if len(lines) > _MOST_PLAN_NOTES:
+        rest = len(lines) - _MOST_PLAN_NOTES + 1
+        lines[_MOST_PLAN_NOTES - 1 :] = [f"and {rest} more of that kind: see the column plan of metrics.csv"]
+    return lines
 
 
 def sweep_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:

@@ -1,7 +1,7 @@
 """Ways to execute a graph, by name in `RUNTIMES`. The numpy runtime defines what a graph means."""
 
-from mlperf_opt.runtimes.agreement import Agreement, agreement, difference, is_quantized
-from mlperf_opt.runtimes.base import Executable, Isa, Observer, Runtime, RuntimeOptions, Session
+from mlperf_opt.runtimes.agreement import Agreement, agreement, difference, is_quantized, may_flip
+from mlperf_opt.runtimes.base import Executable, Isa, Observer, Runtime, RuntimeOptions, Session, Sparse
 from mlperf_opt.runtimes.compiled import COMPILED
 from mlperf_opt.runtimes.generation import complete, greedy, stepwise
 from mlperf_opt.runtimes.numpy_runtime import NUMPY, intermediate_values
@@ -22,11 +22,13 @@ __all__ = [
     "Runtime",
     "RuntimeOptions",
     "Session",
+    "Sparse",
     "agreement",
     "complete",
     "difference",
     "greedy",
     "intermediate_values",
     "is_quantized",
+    "may_flip",
     "stepwise",
 ]

@@ -6,7 +6,7 @@ prefill of whole sequences), and can be started as a session that keeps its stat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from mlperf_opt.graph import Graph, Node
 
 Array = NDArray[Any]
+Sparse = Literal["auto", "never", "always"]
 Isa = Literal["auto", "vnni", "portable"]
 Observer = Callable[[Node, Array, int], None]  # (node, its value, nanoseconds it took)
 
@@ -56,6 +57,11 @@ class Executable(Protocol):
     graph: Graph
 
     @property
+    def notes(self) -> Mapping[str, str]:
+        """What was decided about how a node runs, in words, by the node's name; only where there was a choice."""
+        ...
+
+    @property
     def workspace_bytes(self) -> int:
         """Bytes of activations that were allocated once, before the first call; a call's own come on top."""
         ...
@@ -70,7 +76,13 @@ class Executable(Protocol):
         ...
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
-        """Run node by node and tell the observer of each; slower than a call, and the same result."""
+        """Run node by node and tell the observer of each; slower than a call, and the same result.
+
+        float32 layers that run sparse give it within rounding: what is sparse depends on how many rows run at once.
+
+        Raises:
+            GraphError: inputs that a call would refuse, too.
+        """
         ...
 
     def start(self, batch: int, max_length: int) -> Session:
@@ -90,10 +102,13 @@ class RuntimeOptions:
         threads: for batch work; results don't depend on it.
         isa: of int8 products: auto (the fastest instructions that the CPU has), vnni (at most AVX-512 VNNI, no AMX) or
             portable (none made for them). The results are the same.
+        sparse: how pruned linear layers run: auto (sparse where a layer of half zeros or more is faster so on this machine),
+            never or always. int8 results are the same, float32 ones within rounding.
     """
 
     threads: int = 1
     isa: Isa = "auto"
+    sparse: Sparse = "auto"
 
 
 @dataclass(frozen=True)
@@ -106,6 +121,7 @@ class Runtime:
         options: how.
         require: raises `ConfigError` if what it needs isn't installed: asked before any work.
         notice: what to tell whoever waits for the first graph to be prepared, "" if it takes no time.
+        exact: whether arithmetic on codes gives the same bits as in the numpy runtime.
         traced: whether what a call allocates is seen by tracemalloc, so that its peak can be measured.
     """
 
@@ -114,6 +130,7 @@ class Runtime:
     options: RuntimeOptions = RuntimeOptions()
     require: Callable[[], None] = lambda: None
     notice: Callable[[], str] = lambda: ""
+    exact: bool = False
     traced: bool = True
 
     def prepare(self, graph: Graph) -> Executable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -49,6 +49,10 @@ class NumpyExecutable:
             )
             for node in graph.nodes
         ]
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        return {}
 
     @property
     def workspace_bytes(self) -> int:

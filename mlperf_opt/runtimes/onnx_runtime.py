@@ -6,6 +6,7 @@ What runs is exactly what `export` writes. onnxruntime fuses and reorders as it 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from mlperf_opt.graph import LENGTHS, Graph, Node, split_name
 from mlperf_opt.measure import cpu_flags
 from mlperf_opt.onnx_export import export, input_name, require_installed
 from mlperf_opt.runtimes.base import Observer, Runtime
-from mlperf_opt.runtimes.session import StateSession, check_limits, zero_state
+from mlperf_opt.runtimes.session import StateSession, check_limits, check_tokens, zero_state
 
 Array = NDArray[Any]
 _FATAL = 4  # onnxruntime's log level: what it would say of an error, its exception says
@@ -47,6 +48,10 @@ class OnnxExecutable:
         self._session = _Session(export(graph) if data is None else data, threads, fuse)
         self._arity = len(graph.inputs) - (1 if graph.state else 0)  # a call makes the lengths itself
         self._tokens = next(name for name in graph.inputs if name != LENGTHS)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        return {}
 
     @property
     def workspace_bytes(self) -> int:
@@ -86,13 +91,16 @@ class OnnxExecutable:
         if len(inputs) != self._arity:
             raise GraphError(f"{self.graph.name} takes {self._arity} inputs, got {len(inputs)}")
         if not self.graph.state:
+            check_tokens(self.graph, inputs[0])  # ONNX counts negative ids from the end
             return dict(zip(self.graph.inputs, inputs, strict=True))
         (tokens,) = inputs
         rows, length = tokens.shape
         check_limits(self.graph, rows, length)
+        check_tokens(self.graph, tokens)
         return {self._tokens: tokens, LENGTHS: np.full(rows, length, np.int64), **zero_state(self.graph, rows, length)}
 
     def _run_state(self, tokens: Array, lengths: Array, state: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        check_tokens(self.graph, tokens)
         past = {input_name(name): array for name, array in state.items()}
         found = self._session.run({self._tokens: tokens, LENGTHS: lengths, **past})
         # outputs of the model: those of the graph, then the states in their order

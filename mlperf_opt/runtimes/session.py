@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.errors import SessionError
+from mlperf_opt.errors import GraphError, SessionError
 from mlperf_opt.graph import POSITION, Graph
+from mlperf_opt.ops import embedding
 
 Array = NDArray[Any]
 Run = Callable[[Array, Array, dict[str, Array]], tuple[Array, dict[str, Array]]]
@@ -22,9 +23,7 @@ class StateSession:
     A runtime that keeps its caches in another layout gives the fresh ``state``.
     """
 
-    def __init__(
-        self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None) -> None:
         check_limits(graph, batch, max_length)
         self._state = zero_state(graph, batch, max_length) if state is None else state
         self._max_length = max_length
@@ -52,7 +51,8 @@ class StateSession:
         for row, count in enumerate(counts.tolist()):
             if not 1 <= count <= time:
                 raise SessionError(f"row {row}: a prompt of {count} tokens; expected 1 to {time}")
-        logits = self._advance(tokens, counts)  # (N, T, V)
+        # what lies behind the longest row is padding: it costs time, and a runtime has no room for more than the cache
+        logits = self._advance(tokens[:, : int(counts.max())], counts)  # (N, T, V)
         return logits[np.arange(self._batch), counts - 1]
 
     def decode(self, tokens: Array) -> Array:
@@ -73,6 +73,9 @@ class StateSession:
         self._state[POSITION] = wanted.copy()
 
     def _advance(self, tokens: Array, lengths: Array) -> Array:
+        if tokens.dtype.kind not in "iu":
+            raise SessionError(f"tokens are whole numbers, got {tokens.dtype}")
+        tokens = tokens.astype(np.int64, copy=False)  # what every runtime takes
         position = self._state[POSITION]
         after = position + lengths
         if max(after.tolist()) > self._max_length:
@@ -81,6 +84,18 @@ class StateSession:
             raise SessionError(f"the cache is full: {held}, {lengths[row]} more don't fit")
         logits, self._state = self._run(tokens, lengths, self._state)
         return logits
+
+
+def check_tokens(graph: Graph, tokens: Array) -> None:
+    """Raise `GraphError` unless the graph knows every token, and as many places as there are tokens in a row.
+
+    The places of a graph with state are its session's business.
+    """
+    for node in graph.nodes:
+        if node.op in ("embedding", "qembedding"):
+            embedding.check_tokens(tokens, int(graph.specs[node.argument("table")].shape[0]))
+    if not graph.state and graph.context is not None and tokens.shape[-1] > graph.context:
+        raise GraphError(f"positions: {tokens.shape[-1]} tokens, but the model knows {graph.context} places")
 
 
 def zero_state(graph: Graph, batch: int, max_length: int) -> dict[str, Array]:

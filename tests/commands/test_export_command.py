@@ -45,7 +45,7 @@ def test_the_baseline_is_written_and_compared(tmp_path):
     plain = {"model": mlp, "data": {"name": "digits"}, "runtime": {}, "measure": {}, "passes": {}, "seed": 0}
     assert content == export_graph(load(build_config(plain))[0])
     assert shown[0] == "runtime accuracy equal predictions max |diff| of logits"
-    assert shown[2].startswith("numpy 0.9") and shown[2].endswith("- -")
+    assert shown[2].startswith("compiled 0.9") and shown[2].endswith("- -")
     assert shown[3].startswith("onnxruntime 0.9") and "597 of 597" in shown[3]
     assert shown[-1].startswith(
         f"mlp (no passes) written to deep/er/mlp.onnx: {len(content):,} bytes, opset 20, IR version 9"
@@ -85,7 +85,7 @@ def test_a_disagreement_is_said_and_is_the_exit_status(monkeypatch):
     status, shown = run("model=cnn", "passes=[]", "save=cnn.onnx")
     assert status == 1
     for line, how in zip(shown[-2:], ("onnxruntime", "onnxruntime, unfused"), strict=True):
-        assert line.startswith(f"{how} disagrees with the numpy runtime: outputs differ by")
+        assert line.startswith(f"{how} disagrees with the compiled runtime: outputs differ by")
 
 
 def test_our_side_of_the_comparison_is_never_onnxruntime():

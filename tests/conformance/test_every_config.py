@@ -119,7 +119,8 @@ def test_pass_yaml_is_its_class_in_yaml(name):
 
 
 def test_default_runtime_and_measure_are_those_of_the_classes():
-    _check_equal(_read(CONF / "runtime" / "numpy.yaml"), _defaults(RuntimeSettings))
+    _check_equal(_read(CONF / "runtime" / "compiled.yaml"), _defaults(RuntimeSettings))
+    _check_equal(_read(CONF / "runtime" / "numpy.yaml"), {**_defaults(RuntimeSettings), "name": "numpy"})
     _check_equal(_read(CONF / "measure" / "default.yaml"), _defaults(MeasureSettings))
 
 

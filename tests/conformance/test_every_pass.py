@@ -59,6 +59,7 @@ SETTINGS = {
     "lowrank": [{}, {"rank": 4}],
     "tidy": [{}, {"sort": False}],
     "kv_cache": [{}],
+    "fuse": [{}],
     "export": [{}],
 }
 LAST = {"mlp": "fc2", "cnn": "fc1", "transformer": "logits"}

@@ -30,7 +30,7 @@ def test_the_wheel_carries_its_data_and_nothing_else(wheel):
         assert str(path.relative_to(ROOT)) in names
     for name in (
         *("conf/config.yaml", "conf/passes/quant.yaml", "pipelines/olympics.yaml", "data/digits.npz"),
-        *(f"models/{model}/weights.safetensors" for model in ("mlp", "cnn", "transformer")),
+        *(f"models/{model}/weights.safetensors" for model in ("mlp", "cnn", "transformer", "lenet300", "lenet5")),
         *("conf/.mlperf_opt", "models/.mlperf_opt", "pipelines/.mlperf_opt"),
     ):
         assert f"mlperf_opt/{name}" in names

@@ -1,13 +1,17 @@
 """profile: rows, work and bytes, counted by hand."""
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from pass_graphs import run_pass
 
 from mlperf_opt.errors import ConfigError
+from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.profile import Profile
 from mlperf_opt.passes.quant import Quant
+from mlperf_opt.runtimes import RUNTIMES, RuntimeOptions
 
 
 def _rows(graph, data, **settings):
@@ -92,6 +96,8 @@ def test_calls_are_counted(mlp):
     calls = []
 
     class Counting:
+        notes: ClassVar = {}
+
         def __call__(self, *inputs):
             calls.append("warm")
 
@@ -111,3 +117,12 @@ def test_impossible_settings_are_refused(settings):
     ((name, value),) = settings.items()
     with pytest.raises(ConfigError, match=f"^{name}={value}: expected a whole number >= 1"):
         Profile(**settings)
+
+
+def test_a_row_says_what_the_runtime_decided(mlp):
+    graph, data = mlp
+    runtime = RUNTIMES["compiled"].configured(RuntimeOptions(sparse="always"))
+    rows = Profile(repeats=1)(graph, PassContext(data, 0, runtime)).tables["profile"]
+    notes = {row["node"]: row["note"] for row in rows}
+    assert [name for name, note in notes.items() if note == "0 % zeros: sparse, as set"] == ["fc1", "fc2"]
+    assert not any(note for name, note in notes.items() if name not in ("fc1", "fc2"))

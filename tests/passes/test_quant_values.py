@@ -232,7 +232,9 @@ def test_any_layer_stays_within_its_steps(x, weight, bias, scheme):
     big_x, big_w = np.abs(np.float64(x)).max(), np.abs(np.float64(weight)).max()
     x_step = (max(x.max(), 0) - min(np.float64(x.min()), 0)) / 255 * 1.01 or 1.0
     # a large bias beside small weights may coarsen them, by design to its own 24 bits
-    w_step = np.maximum(big_w / 127, np.abs(np.float64(bias)).max() / (x_step / 1.02 * 2**24)) * 1.01
+    # nor is a scale ever below the smallest normal float32
+    least = max(np.abs(np.float64(bias)).max() / (x_step / 1.02 * 2**24), np.finfo(np.float32).tiny)
+    w_step = max(big_w / 127, least) * 1.01
     limit = 3 * (x_step * big_w + 0.5 * w_step * big_x + x_step * w_step) * 1.01 + np.abs(bias).max() * 1e-6 + 1e-37
     assert np.abs(found - (np.float64(x) @ np.float64(weight).T + bias)).max() <= limit
 

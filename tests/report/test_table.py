@@ -188,3 +188,20 @@ def test_numbers_for_people(form, value, shown):
 @pytest.mark.parametrize("form", [g.size, g.duration, g.count, g.times, g.signed, g.fraction])
 def test_nothing_is_a_dash_in_every_form(form, value):
     assert form(value) == "-"
+
+
+def test_what_the_runtime_decided_stands_below_the_table_once(make_record):
+    dense, sparse = "fc1: 60 % zeros: dense is faster here", "fc2: 90 % zeros: sparse is faster here"
+    records = [
+        make_record("baseline", step=0),
+        make_record("prune", plan=f"{dense}; {sparse}"),
+        make_record("more", step=2, plan=dense),
+    ]
+    assert run_notes(records)[-2:] == [f"1 prune, 2 more, {dense}", f"1 prune, {sparse}"]
+    assert run_notes(records[:1]) == run_notes([make_record("baseline", step=0)])
+
+
+def test_what_was_decided_for_many_layers_is_cut_short(make_record):
+    notes = run_notes([make_record(plan="; ".join(f"fc{i}: 50 % zeros" for i in range(20)))])
+    assert len(notes) == 1 + 8 and notes[-2] == "1 quant, fc6: 50 % zeros"
+    assert notes[-1] == "and 13 more of that kind: see the column plan of metrics.csv"

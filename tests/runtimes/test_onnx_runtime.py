@@ -26,10 +26,8 @@ def _table():
 
 
 def test_an_error_of_onnxruntime_is_one_line(capfd):
-    with pytest.raises(GraphError, match=r"^onnxruntime: [^\n]*rows[^\n]*$"):
-        ONNX.prepare(_table())(np.array([[7]]))
     with pytest.raises(GraphError, match=r"^onnxruntime: [^\n]*int64[^\n]*$"):
-        ONNX.prepare(_table())(np.array([[1.5]]))
+        ONNX.prepare(_table())(np.array([[1]], np.int32))
     assert capfd.readouterr() == ("", ""), "onnxruntime says nothing itself"
 
 

@@ -16,30 +16,6 @@ from mlperf_opt.passes import PASSES
 from mlperf_opt.passes.base import PassResult
 
 pytestmark = pytest.mark.integration
-FAST = "measure.seconds=0.05"
-SEEN_HEALTHY = set()  # a run that passed once need not pass again before each way to break it
-
-
-@pytest.fixture
-def rows(tmp_path, monkeypatch, capsys):
-    """Return a function that runs a job and gives (exit status, rows of metrics.csv, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def execute(*arguments):
-        folder = f"run{len(list(tmp_path.iterdir()))}"
-        status = cli.main([*arguments, f"hydra.run.dir={folder}", FAST])
-        path = tmp_path / folder / "metrics.csv"
-        return status, pd.read_csv(path) if path.exists() else None, capsys.readouterr().err
-
-    return execute
-
-
-def healthy(rows, *arguments):
-    if arguments in SEEN_HEALTHY:
-        return
-    status, table, _ = rows(*arguments)
-    assert status == 0 and (table["status"] == "VALID").all() and table["quality_ok"].all()
-    SEEN_HEALTHY.add(arguments)
 
 
 def wrap(monkeypatch, name, change):
@@ -59,15 +35,15 @@ def zeroed(_before, after):
     )
 
 
-def test_a_quantizer_that_returns_zeros_fails_quality(rows, monkeypatch):
-    healthy(rows, "passes=[quant]")
+def test_a_quantizer_that_returns_zeros_fails_quality(rows, healthy, monkeypatch):
+    healthy("passes=[quant]")
     wrap(monkeypatch, "quant", zeroed)
     _, table, _ = rows("passes=[quant]")
     assert not table["quality_ok"][1] and table["broken"][1] > 400
 
 
-def test_a_pruner_that_does_nothing_is_refused(rows, monkeypatch):
-    healthy(rows, "passes=[prune]")
+def test_a_pruner_that_does_nothing_is_refused(rows, healthy, monkeypatch):
+    healthy("passes=[prune]")
     monkeypatch.setattr("mlperf_opt.passes.prune._prune_group", lambda weights, sparsity: dict(weights))
     status, table, error = rows("passes=[prune]")
     assert status == 2 and "zeros" in error
@@ -77,9 +53,9 @@ def test_a_pruner_that_does_nothing_is_refused(rows, monkeypatch):
 QUICK_RAMP = ("passes=[prune]", "passes.prune.schedule=cubic", "passes.prune.epochs=2", "passes.prune.batch=50")
 
 
-def test_a_projection_that_does_nothing_is_refused(rows, monkeypatch):
+def test_a_projection_that_does_nothing_is_refused(rows, healthy, monkeypatch):
     """Training that uses all weights all the time, and hands them on."""
-    healthy(rows, *QUICK_RAMP)
+    healthy(*QUICK_RAMP)
     monkeypatch.setattr("mlperf_opt.passes.ramp.Ramp.project", lambda self, shadow, memory: {})
     monkeypatch.setattr("mlperf_opt.passes.ramp.Ramp.pruned", lambda self, shadow, memory: {})
     status, table, error = rows(*QUICK_RAMP)
@@ -93,9 +69,9 @@ def test_a_ramp_whose_masks_are_not_the_promised_ones_is_refused(rows, monkeypat
     assert status == 2 and "zeros instead of" in error
 
 
-def test_finetuning_that_forgets_the_zeros_is_refused(rows, monkeypatch):
+def test_finetuning_that_forgets_the_zeros_is_refused(rows, healthy, monkeypatch):
     words = ("passes=[prune,finetune]", "passes.finetune.epochs=1")
-    healthy(rows, *words)
+    healthy(*words)
     monkeypatch.setattr("mlperf_opt.training.projection.Frozen.project", lambda self, shadow, memory: {})
     status, _, error = rows(*words)
     assert status == 2 and "fewer zeros" in error
@@ -124,16 +100,17 @@ def test_tidying_that_loses_a_constant_is_invalid(rows, monkeypatch):
     ],
     ids=["drops every token", "writes at place 0", "never advances", "looks one place short"],
 )
-def test_a_broken_cache_fails_exactness(rows, monkeypatch, op, broken):
-    healthy(rows, "model=transformer", "passes=[kv_cache]")
+def test_a_broken_cache_fails_exactness(rows, healthy, monkeypatch, op, broken):
+    job = ("model=transformer", "passes=[kv_cache]", "runtime=numpy")
+    healthy(*job)
     monkeypatch.setitem(OPS, op, replace(OPS[op], forward=broken(OPS[op].forward)))
-    _, table, _ = rows("model=transformer", "passes=[kv_cache]")
-    assert table["status"][1] == "INVALID"
+    status, table, _ = rows(*job)
+    assert status == 1 and table["status"][1] == "INVALID"
     assert "must leave the outputs as they are" in table["reasons"][1]
 
 
-def test_a_pass_that_claims_to_be_exact_is_checked(rows, monkeypatch):
-    healthy(rows, "passes=[profile]")
+def test_a_pass_that_claims_to_be_exact_is_checked(rows, healthy, monkeypatch):
+    healthy("passes=[profile]")
     wrap(monkeypatch, "profile", zeroed)
     _, table, _ = rows("passes=[profile]")
     assert table["status"][1] == "INVALID" and "must leave the outputs" in table["reasons"][1]
@@ -142,9 +119,9 @@ def test_a_pass_that_claims_to_be_exact_is_checked(rows, monkeypatch):
 @pytest.mark.parametrize(
     "spoil", [np.zeros_like, lambda y: np.where(np.arange(y.size).reshape(y.shape) == 0, y, 0).astype(y.dtype)]
 )
-def test_timed_outputs_that_differ_are_invalid(rows, monkeypatch, spoil):
+def test_timed_outputs_that_differ_are_invalid(rows, healthy, monkeypatch, spoil):
     """All zeros, and only the first element right: what a check of one element would let pass."""
-    healthy(rows, "passes=[quant]")
+    healthy("passes=[quant]")
     original = evaluate_module.Subject.query
 
     def query(self, index):
@@ -159,8 +136,8 @@ def test_timed_outputs_that_differ_are_invalid(rows, monkeypatch, spoil):
 def test_outputs_that_are_no_numbers_are_invalid(rows, monkeypatch):
     original = evaluate_module.Subject.run
     monkeypatch.setattr(evaluate_module.Subject, "run", lambda self, x: original(self, x) * np.float32("nan"))
-    _, table, _ = rows("passes=[quant]")
-    assert (table["status"] == "INVALID").all() and table["reasons"].str.contains("not a number").all()
+    status, table, _ = rows("passes=[quant]")
+    assert status == 1 and (table["status"] == "INVALID").all() and table["reasons"].str.contains("not a number").all()
 
 
 def test_a_clock_that_stands_still_is_an_error(rows, monkeypatch):
@@ -176,8 +153,8 @@ def iter_clock():
 
 
 @pytest.mark.parametrize("spoil", [lambda data: data[:-1], lambda data: data[:-1] + bytes([data[-1] ^ 1])])
-def test_a_file_that_lost_a_byte_or_bit_is_refused(rows, monkeypatch, spoil):
-    healthy(rows, "passes=[quant]")
+def test_a_file_that_lost_a_byte_or_bit_is_refused(rows, healthy, monkeypatch, spoil):
+    healthy("passes=[quant]")
     original = runner_module.load_graph
 
     def damaged(path):
@@ -208,3 +185,12 @@ def test_a_pass_that_changes_its_input_is_stopped(rows, monkeypatch):
     monkeypatch.setattr(PASSES["prune"], "__call__", vandal)
     with pytest.raises(ValueError, match="read-only"):
         rows("passes=[prune]")
+
+
+def test_an_invalid_row_of_a_sweep_is_told_by_the_exit_status(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sweep = ["-m", "passes=[profile]", "seed=0,1", "hydra.sweep.dir=s", "measure.seconds=0.05"]
+    assert cli.main(sweep) == 0
+    wrap(monkeypatch, "profile", zeroed)
+    assert cli.main(sweep) == 1
+    assert pd.read_csv(tmp_path / "s" / "summary.csv")["status"].tolist() == ["INVALID"] * 2

@@ -1,8 +1,9 @@
 """The compiled runtime: a graph becomes a flat program over one arena, run by one native call (docs/architecture.md).
 
-    program.py     Graph -> instructions, constants, arena; `lowerings.py` is the table of ops
-    executable.py  call, threads, sessions; `worker.py` is one thread's memory; `observe.py` runs node by node
-    kernels/       the machine and its kernels
+program.py     Graph -> instructions, constants, arena; `lowerings.py` is the table of ops
+executable.py  call, threads, sessions; `worker.py` is one thread's memory; `observe.py` runs node by node
+sparse_ops.py  which linear layers run sparse, by `break_even.py`; `sparse_packing.py` packs them
+kernels/       the machine and its kernels
 """
 
 from __future__ import annotations
@@ -30,4 +31,4 @@ def _notice() -> str:
     return "" if is_compiled() else "compiling the kernels: once, some 15 seconds"
 
 
-COMPILED = Runtime("compiled", _make, require=_require, notice=_notice)
+COMPILED = Runtime("compiled", _make, require=_require, notice=_notice, exact=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mlperf_opt.graph import Graph, Node, State
 from mlperf_opt.kernels import machine
-from mlperf_opt.kernels.simd import LANES
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.runtimes.compiled.program import Program
 
 _FLOAT = 4
@@ -12,7 +12,7 @@ _FLOAT = 4
 
 def lower_attention(program: Program, node: Node) -> None:
     """attention over whole sequences."""
-    q, k, v = (program.value(name) for name in node.inputs)
+    q, k, v = (program.inside(name) for name in node.inputs)
     out = program.new(node)
     heads = int(node.attributes["heads"])
     width = out.count // heads

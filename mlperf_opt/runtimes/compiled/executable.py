@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-import time
+import threading
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from typing import Any
@@ -12,30 +13,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
-from mlperf_opt.graph import LENGTHS, POSITION, Graph
+from mlperf_opt.graph import LENGTHS, POSITION, Graph, fuse_graph
 from mlperf_opt.kernels import machine
-from mlperf_opt.runtimes.base import Observer, RuntimeOptions
+from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions, Sparse
 from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
 from mlperf_opt.runtimes.compiled.program import Program
-from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
-from mlperf_opt.runtimes.session import Run, StateSession, check_limits
+from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes, as_floats
+from mlperf_opt.runtimes.session import Run, StateSession, check_limits, check_tokens
 
 Array = NDArray[Any]
 # Rows of a chunk: activations of about this size stay in the second-level cache; 96 rows are whole tiles of 12 and of 32.
 _CACHE_BYTES = 768 * 1024
 _LEAST_ROWS, _MOST_ROWS = 16, 288
 _WHOLE_TILES = 96
+_WORTH_THREADS = 10_000_000  # multiply-accumulates of a call: with fewer, handing over costs more than is won
+
+
+class _Own(threading.local):
+    """The memory of the thread that asks: calls from several threads, ours or the user's, don't meet."""
+
+    def __init__(self, program: Program, constants: Array) -> None:
+        self._worker = Worker(program, constants)
+        self.address = self._worker.address
 
 
 class CompiledExecutable:
-    """A graph lowered once; a call is one native call (one a thread)."""
+    """A graph lowered once; a call is one native call (one a thread). It can be called from several threads at once."""
 
     def __init__(self, graph: Graph, options: RuntimeOptions) -> None:
         self.graph = graph
+        self._fused = fuse_graph(graph).graph  # what runs; `observe` tells of the nodes of the graph as it was given
         self._threads = options.threads
-        self._isa = options.isa
+        self._isa: Isa = options.isa
+        self._sparse: Sparse = options.sparse
         self._spec = graph.specs[graph.outputs[0]]
         self._timed = "T" in next(iter(graph.inputs.values())).shape
         self._inputs = [name for name in graph.inputs if name != LENGTHS]
@@ -45,10 +57,12 @@ class CompiledExecutable:
         # what a call needs, looked up once
         self._leading = 2 if self._timed else 1
         self._dtype, self._axes = np.dtype(self._input.dtype), len(self._input.shape)
-        self._row, self._out_row = self._input.shape[self._leading :], self._spec.shape[self._leading :]
+        self._row = self._input.shape[self._leading :]
+        self._out_row = tuple(int(d) for d in self._spec.shape[self._leading :])
         self._out_dtype = np.dtype(self._spec.dtype)
-        self._out_count = math.prod(int(d) for d in self._out_row)
+        self._out_count = math.prod(self._out_row)
         self._is_rows = not self._timed and not graph.state and self._spec.dtype == "float32" == self._input.dtype
+        self._row_macs = graph.macs({"N": 1, "T": 1, "L": 1})
         self._prepare(self._rows())
 
     @cached_property
@@ -60,18 +74,22 @@ class CompiledExecutable:
         if self._timed:
             return max(_LEAST_ROWS, self.graph.context or 256)
         widest = max(
-            math.prod(int(d) for d in self.graph.specs[node.output].shape if not isinstance(d, str)) for node in self.graph.nodes
+            math.prod(int(d) for d in self._fused.specs[node.output].shape if not isinstance(d, str))
+            for node in self._fused.nodes
         )
         rows = _CACHE_BYTES // (8 * widest)
         step = _WHOLE_TILES if rows >= _WHOLE_TILES else _LEAST_ROWS
         return int(np.clip(rows // step * step, _LEAST_ROWS, _MOST_ROWS))
 
     def _prepare(self, rows: int) -> None:
-        self._program = Program(self.graph, rows, LOWERINGS, isa=self._isa)
+        self._program = Program(self._fused, rows, LOWERINGS, self._isa, self._sparse)
         self._constants = aligned_bytes(self._program.constants.nbytes)
         self._constants[:] = self._program.constants
-        self._workers = [Worker(self._program, self._constants) for _ in range(self._threads)]
-        self._first = self._workers[0].address
+        self._own = _Own(self._program, self._constants)
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        return self._program.notes
 
     @property
     def workspace_bytes(self) -> int:
@@ -80,14 +98,14 @@ class CompiledExecutable:
     def __call__(self, *inputs: Array) -> Array:
         # The checks stand here and not in a method: for a small network a call of that costs as much as a layer.
         if len(inputs) != 1:
-            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
-        (x,) = inputs
+            self._checked(inputs)
+        x = inputs[0]
         if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
-            raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
+            self._checked(inputs)
         if self._is_rows and (self._threads == 1 or len(x) <= self._program.rows):
             rows = len(x)
             out = np.empty(rows * self._out_count, np.float32)
-            machine.run(self._first, x.ravel(), out, 0, 0, 0, rows, 1)
+            machine.run(self._own.address, x.ravel(), out, 0, 0, 0, rows, 1)
             return out.reshape(rows, *self._out_row)
         if self.graph.state:
             rows, length = x.shape
@@ -95,34 +113,47 @@ class CompiledExecutable:
             state = self._state(rows, length)
             return self._bind(rows, length, state)(x, np.full(rows, length, np.int64), state)[0]
         sequences, time = (x.shape[0], x.shape[1]) if self._timed else (len(x), 1)
+        if self.graph.context is not None and time > self.graph.context:
+            check_tokens(self.graph, x)  # says it
         leading = x.shape[: self._leading]
         out = np.empty(-(-math.prod(leading) * self._out_count * self._out_dtype.itemsize // 4), np.float32)
-        self._spread(x.ravel().view(np.float32), out, sequences, time)
+        if not self._spread(as_floats(x), out, sequences, time):
+            check_tokens(self.graph, x)  # says which
         return out.view(self._out_dtype)[: math.prod(leading) * self._out_count].reshape(*leading, *self._out_row)
 
-    def _spread(self, x: Array, out: Array, sequences: int, time: int) -> None:
-        """Run whole chunks on all threads; how a batch is cut doesn't depend on their number."""
+    def _checked(self, inputs: tuple[Array, ...]) -> Array:
+        """Return the input, or say what is wrong with it."""
+        if len(inputs) != 1:
+            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
+        (x,) = inputs
+        if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
+            raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
+        return x
+
+    def _spread(self, x: Array, out: Array, sequences: int, time: int) -> bool:
+        """Run whole chunks on all threads (a batch is cut alike for any number of them). False for an unknown token."""
         if time > self._program.rows:
             self._prepare(padded(time))
         chunk = max(1, self._program.rows // max(time, 1))
-        share = -(-(-(-sequences // chunk)) // self._threads) * chunk
+        share = max(1, math.ceil(math.ceil(sequences / chunk) / self._threads)) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
-        if len(bounds) <= 1:
-            machine.run(self._first, x, out, 0, 0, 0, sequences, time)
-            return
-        jobs = [
-            self._pool.submit(machine.run, worker.address, x, out, 0, 0, first, last, time)
-            for worker, (first, last) in zip(self._workers, bounds, strict=False)
-        ]
-        for job in jobs:
-            job.result()
+        if len(bounds) <= 1 or sequences * time * self._row_macs < _WORTH_THREADS:
+            return self._run(x, out, 0, sequences, time)
+        jobs = [self._pool.submit(self._run, x, out, first, last, time) for first, last in bounds]
+        known = [job.result() for job in jobs]  # every one, so that no thread is left running
+        return all(known)
+
+    def _run(self, x: Array, out: Array, first: int, last: int, time: int) -> bool:
+        return machine.run(self._own.address, x, out, 0, 0, first, last, time)
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
-        if len(inputs) != 1:
-            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
-        x = np.ascontiguousarray(inputs[0])
+        x = self._checked(inputs)
+        if self._dtype.kind == "i":
+            check_tokens(self.graph, x)
+        if self.graph.state:
+            check_limits(self.graph, *x.shape)
         rows = math.prod(x.shape[:2]) if self._timed else len(x)
-        program = Program(self.graph, padded(rows), LOWERINGS, isa=self._isa)
+        program = Program(self.graph, padded(max(rows, 1)), LOWERINGS, self._isa, self._sparse)
         return observe(self.graph, program, self._state(*x.shape[:2]) if self.graph.state else {}, x, observer)
 
     def start(self, batch: int, max_length: int) -> StateSession:
@@ -144,7 +175,7 @@ class CompiledExecutable:
         if length > self._program.rows:
             self._prepare(padded(length))
         worker = Worker(self._program, self._constants, state, length)
-        vocabulary = self._spec.shape[-1]
+        vocabulary = self._out_row[-1]
 
         here, added = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         held, new = here.ctypes.data, added.ctypes.data
@@ -153,7 +184,8 @@ class CompiledExecutable:
             rows, time = tokens.shape
             here[:], added[:] = now[POSITION], lengths
             out = np.empty((rows, time, vocabulary), np.float32)
-            machine.run(worker.address, tokens.ravel().view(np.float32), out.reshape(-1), new, held, 0, rows, time)
+            if not machine.run(worker.address, tokens.ravel().view(np.float32), out.reshape(-1), new, held, 0, rows, time):
+                check_tokens(self.graph, tokens)  # says which
             return out, {**now, POSITION: here + added}
 
         return run

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from mlperf_opt.graph import Graph
 from mlperf_opt.kernels import machine
-from mlperf_opt.kernels.instruction import OUTPUT
+from mlperf_opt.kernels.instruction import INPUT, OUTPUT
 from mlperf_opt.runtimes.base import Observer
 from mlperf_opt.runtimes.compiled.attention_ops import holds_keys, padded
 from mlperf_opt.runtimes.compiled.layout import Value
 from mlperf_opt.runtimes.compiled.program import Program
-from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
+from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes, as_floats
 
 Array = NDArray[Any]
 _CALL_NS = 50_000  # from here on a call's own microsecond doesn't matter
@@ -38,7 +38,15 @@ def observe(graph: Graph, program: Program, state: dict[str, Array], x: Array, o
     dims: dict[str, int] = {"N": sequences, "T": length, "L": length}
     out = np.empty(tuple(map(int, spec.bound(dims).shape)), spec.dtype)
     lengths, positions = np.full(sequences, length, np.int64), np.zeros(sequences, np.int64)
-    arguments = (x.ravel().view(np.float32), out.reshape(-1), lengths.ctypes.data, positions.ctypes.data, 0, sequences, length)
+    arguments = (
+        as_floats(x),
+        out.reshape(-1),
+        lengths.ctypes.data,
+        positions.ctypes.data,
+        0,
+        sequences,
+        length,
+    )
     for node in graph.nodes:
         taken = _time(worker, program.spans[node.output], arguments)
         shape = tuple(map(int, graph.specs[node.output].bound(dims).shape))
@@ -47,7 +55,10 @@ def observe(graph: Graph, program: Program, state: dict[str, Array], x: Array, o
         elif node.op == "cache_write":
             value = _cache(graph, state, node.argument("cache"), shape)
         else:
-            value = _read(program.made[node.output], worker.arena, out, sequences * length).reshape(shape)
+            made = program.made[node.output]
+            inside = made.memory not in (INPUT, OUTPUT)
+            value = _read(made, worker.arena, sequences * length) if inside else (x if made.memory == INPUT else out).copy()
+            value = value.reshape(shape)
         observer(node, value.astype(graph.specs[node.output].dtype, copy=False), taken)
     machine.run(worker.part(program.spans[""]), *arguments)
     return out
@@ -71,9 +82,7 @@ def _time(worker: Worker, span: slice, arguments: tuple[Any, ...]) -> int:
     return max(0, time.perf_counter_ns() - begun - (begun - started)) // _OFTEN
 
 
-def _read(value: Value, arena: Array, out: Array, rows: int) -> Array:
-    if value.memory == OUTPUT:
-        return out.copy()
+def _read(value: Value, arena: Array, rows: int) -> Array:
     dtype = np.dtype(value.dtype)
     if value.image is None:
         shape, strides = (rows, value.count), (value.row_step, dtype.itemsize)
@@ -95,4 +104,3 @@ def _cache(graph: Graph, state: dict[str, Array], name: str, shape: tuple[int, .
         return state[name].reshape(batch, heads, width, places)[..., :length].transpose(0, 1, 3, 2).copy()
     wide = math.prod(state[name].shape) // (batch * heads * places)
     return state[name].reshape(batch, heads, places, wide)[:, :, :length, :width].copy()
-

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.kernels.simd import LANES
+from mlperf_opt.kernels.emit import LANES
 
 Array = NDArray[Any]
 GROUP = 4  # int8 weights of one input group

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from mlperf_opt.graph import Node
 from mlperf_opt.kernels import amx, machine
+from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
-from mlperf_opt.kernels.simd import LANES
 from mlperf_opt.kernels.tiles import CODES, FLOAT, HALF, INT8, INT8_PORTABLE
 from mlperf_opt.runtimes.compiled.layout import Value, unsupported
 from mlperf_opt.runtimes.compiled.packing import (
@@ -24,6 +24,7 @@ from mlperf_opt.runtimes.compiled.packing import (
     segments_of,
 )
 from mlperf_opt.runtimes.compiled.program import Program
+from mlperf_opt.runtimes.compiled.sparse_ops import plan_codes, plan_floats
 
 Array = NDArray[Any]
 _TILE_FROM = 48  # inputs of a segment: with fewer, most of a 64-byte tile would be filled up
@@ -70,28 +71,33 @@ def lower_float(program: Program, node: Node) -> None:
     stored, scale = program.stored(argument)
     x, weight, (image_step, line_step, row_step, lines, pixels, segment_step) = _geometry(program, node, stored)
     columns, segments, k = weight.shape
+    plan = plan_floats(program, node, weight, scale)
     kind = {"float32": FLOAT, "float16": HALF, "int8": CODES}[str(stored.dtype)]
     if kind == HALF and "f16c" not in features():
         kind, weight = FLOAT, weight.astype(np.float32)
     bias = node.argument("bias")
-    out = program.new(node, image=stored.ndim == 4, exact=True)
+    out = _room(program, node, stored)
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     scratch = program.scratch(8 * LANES * 4 * segments * k) if kind != FLOAT else 0
     program.emit(
         machine.PRODUCT, kind, _input_start(node, x, stored), image_step, line_step, row_step, lines, pixels,
-        segments, segment_step, k, program.constant(pack_floats(weight)), panels_of(columns), out.start(), *_out_steps(out),
-        columns, program.constant(per_column(program.weight(bias) if bias else np.float32(0), columns, np.float32)),
-        program.constant(per_column(np.float32(1) if scale is None else scale, columns, np.float32)), float_bits(low),
+        segments, segment_step, k, program.constant(pack_floats(plan.dense(weight))), panels_of(columns), out.start(),
+        *_out_steps(out), columns,
+        program.constant(per_column(program.weight(bias) if bias else np.zeros(columns), columns, np.float32)),
+        program.constant(per_column(np.ones(columns) if scale is None else scale, columns, np.float32)), float_bits(low),
         0, 0, 0, 0, 0, 0, 0, 0, scratch,
     )  # fmt: skip
+    plan.attach(program)
     _activate(program, node, out)
 
 
 def lower_codes(program: Program, node: Node) -> None:
     """qlinear, qconv2d: uint8 x int8 -> int32, then codes or float32."""
     codes = program.weight(node.argument("weight"))
+    program.inside(node.argument("x"))
     x, weight, (image_step, line_step, row_step, lines, pixels, segment_step) = _geometry(program, node, codes)
     columns, segments, k = weight.shape
+    plan = plan_codes(program, node, weight)
     on_tiles = amx.available() and program.isa == "auto" and k >= _TILE_FROM
     groups = -(-k // GROUP)
     if on_tiles:
@@ -100,7 +106,7 @@ def lower_codes(program: Program, node: Node) -> None:
     w_scale, y_scale = program.weight(node.argument("w_scale")), node.argument("y_scale")
     bias_name = node.argument("bias")
     bias = program.weight(bias_name) if bias_name else np.zeros(columns, np.int32)
-    integer, real = (bias, np.float32(0)) if bias.dtype == np.int32 else (np.zeros(columns, np.int32), bias)
+    integer, real = (bias, np.zeros(columns, np.float32)) if bias.dtype == np.int32 else (np.zeros(columns, np.int32), bias)
     dynamic = not program.is_weight(node.argument("x_scale"))
     scale_step = 0
     if dynamic:
@@ -119,23 +125,31 @@ def lower_codes(program: Program, node: Node) -> None:
         with np.errstate(over="ignore"):
             scale = np.minimum(scale / program.weight(y_scale), _LARGEST)
         y_zero = int(program.weight(node.argument("y_zero")))
-    out = program.new(node, image=codes.ndim == 4, exact=True)
+    out = _room(program, node, codes)
     vnni = "avx512vnni" in features() and program.isa != "portable"
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     rows = min(amx.ROWS, pixels or amx.ROWS)
     program.emit(
-        machine.TILE_PRODUCT if on_tiles else machine.PRODUCT, INT8 if vnni else INT8_PORTABLE, _input_start(node, x, codes), image_step, line_step, row_step, lines,
-        pixels, segments, segment_step, groups, program.constant(pack_int8(weight, groups)), panels_of(columns), out.start(),
-        *_out_steps(out), columns, program.constant(per_column(integer, columns, np.int32)),
+        machine.TILE_PRODUCT if on_tiles else machine.PRODUCT, INT8 if vnni else INT8_PORTABLE,
+        _input_start(node, x, codes), image_step, line_step, row_step, lines, pixels,
+        segments, segment_step, groups, program.constant(pack_int8(plan.dense(weight), groups)), panels_of(columns),
+        out.start(), *_out_steps(out), columns, program.constant(per_column(integer, columns, np.int32)),
         program.constant(per_column(scale, columns, np.float32)), float_bits(low), 1 if y_scale else 0, y_zero,
         row_scale, row_zero, scale_step if codes.ndim == 4 else 0, 0 if codes.ndim == 4 else scale_step,
         program.constant(per_column(sums, columns, np.int32)), program.constant(per_column(real, columns, np.float32)),
         program.scratch(amx.SCRATCH_BYTES) if on_tiles else 0, program.constant(amx.configuration(rows)) if on_tiles else 0,
     )  # fmt: skip
+    plan.attach(program)
     _activate(program, node, out)
+
+
+def _room(program: Program, node: Node, weight: Array) -> Value:
+    """Room for the product. gelu, behind it, works on whole vectors: it would write beyond the rows of a caller's array."""
+    return program.new(node, image=weight.ndim == 4, exact=node.attributes.get("activation") != "gelu")
 
 
 def _activate(program: Program, node: Node, out: Value) -> None:
     """gelu in place behind the product; relu is part of it."""
     if node.attributes.get("activation") == "gelu":
-        program.emit(machine.GELU, out.start(), out.start(), out.row_step, out.row_step, out.count)
+        start = out.start(out.halo)  # gelu of the zeros around an image is 0
+        program.emit(machine.GELU, start, start, out.row_step, out.row_step, out.count)

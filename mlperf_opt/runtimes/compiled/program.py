@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import Affine, Graph, Node, split_name
 from mlperf_opt.kernels import machine
-from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, OUTPUT, WIDTH, reference
-from mlperf_opt.runtimes.base import Isa
+from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, INPUT, OUTPUT, WIDTH, reference
+from mlperf_opt.runtimes.base import Isa, Sparse
 from mlperf_opt.runtimes.compiled.layout import (
     LINE,
     Arena,
@@ -42,10 +42,11 @@ class Program:
         notes: node name -> what the plan decided about it, in words.
     """
 
-    def __init__(self, graph: Graph, rows: int, lowerings: dict[str, Lower], isa: Isa) -> None:
+    def __init__(self, graph: Graph, rows: int, lowerings: dict[str, Lower], isa: Isa, sparse: Sparse = "auto") -> None:
         self.graph = graph
         self.rows = rows
         self.isa = isa
+        self.sparse = sparse
         self.arena = Arena(rows)
         self.values: dict[str, Value] = dict([input_value(graph)])
         self.made: dict[str, Value] = {}
@@ -81,6 +82,15 @@ class Program:
         """Append an instruction."""
         self._emitted.append([opcode, *(int(f) for f in fields)])
 
+    def latest(self) -> list[int]:
+        """The latest instruction: its opcode and fields."""
+        return self._emitted[-1]
+
+    def amend(self, opcode: int, last: int) -> None:
+        """Change the opcode of the latest instruction, and set its last field."""
+        fields = self._emitted[-1]
+        self._emitted[-1] = [opcode, *fields[1:], *[0] * (WIDTH - 1 - len(fields)), last]
+
     def constant(self, array: Array) -> int:
         """Put an array into the pool and return its reference."""
         start = self._constant_bytes
@@ -106,6 +116,16 @@ class Program:
 
     def value(self, name: str) -> Value:
         """The place of a value that has been made."""
+        return self.values[name]
+
+    def inside(self, name: str) -> Value:
+        """The value for a kernel that reads whole vectors: an input is copied, for behind it lies memory of others."""
+        value = self.value(name)
+        if value.memory == INPUT:
+            size = value.count * value.itemsize
+            copied = self.arena.give(f"{name} inside", place(value.shape, value.dtype, value.image, value.halo))
+            self.emit(machine.COPY, value.start(), copied.start(), value.row_step, copied.row_step, size)
+            self.values[name] = copied
         return self.values[name]
 
     def new(self, node: Node, *, image: bool = False, exact: bool = False) -> Value:
@@ -196,7 +216,7 @@ class Program:
         return np.concatenate(self._constants) if self._constants else np.zeros(LINE, np.uint8)
 
     def _release(self, name: str) -> None:
-        for copy in (name, f"{name} channels-last", f"{name} planar"):
+        for copy in (name, f"{name} inside", f"{name} channels-last", f"{name} planar"):
             self.arena.release(copy)
 
     def _write_output(self, name: str) -> Value:

@@ -1,0 +1,140 @@
+"""What the benchmarks compute apart from measuring: paired ratios, verdicts, tables, and what they refuse."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from benchmark_scripts import BENCHMARKS, roofline, side_by_side
+from targets import Target, figure, target_grid
+from windows import compare, summarize
+
+NAMES = ("side_by_side", "roofline", "decode")
+
+
+class Clock:
+    """Stands still but for `pass_`."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+    def pass_(self, seconds):
+        self.now += seconds
+
+
+def test_the_ratio_says_how_many_times_faster_the_first_is():
+    clock = Clock()
+    found = compare(lambda: clock.pass_(2e-5), lambda: clock.pass_(5e-5), 0.05, clock=clock)
+    assert found.ratio == pytest.approx(2.5) and found.low == pytest.approx(2.5) and found.high == pytest.approx(2.5)
+    assert (found.first_us, found.second_us) == (pytest.approx(20), pytest.approx(50))
+    assert found.rounds >= 7
+
+
+def test_a_slow_call_still_gets_its_windows():
+    clock = Clock()
+    assert compare(lambda: clock.pass_(1.0), lambda: clock.pass_(3.0), 0.001, clock=clock).rounds == 7
+
+
+def test_one_disturbed_window_changes_nothing():
+    first = np.full(21, 1e-3)
+    first[4] = 1.0
+    assert summarize(first, np.full(21, 3e-3)).ratio == pytest.approx(3)
+
+
+@pytest.mark.parametrize("measured, verdict", [(5.0, "met"), (4.999, "missed"), (None, "-")])
+def test_a_promise_is_met_or_missed_or_not_measured(measured, verdict):
+    assert Target("what", 5, measured).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    "value, unit, text",
+    [
+        (4.996, "x", "4.99x"),
+        (4.99, "x", "4.99x"),
+        (12.34, "x", "12.3x"),
+        (842, "x", "842x"),
+        (84.99, "%", "84.9%"),
+        (None, "x", "-"),
+    ],
+)
+def test_a_figure_is_never_rounded_up_to_what_was_promised(value, unit, text):
+    assert figure(value, unit) == text
+
+
+def _result(model, first, second, ratio, *, threads=1, equal=1.0, batches=("1", "1024")):
+    times = {"first_us": 10.0, "second_us": 10.0 * ratio, "ratio": ratio, "low": ratio, "high": ratio, "rounds": 7}
+    pair = {"model": model, "first": first, "second": second, "threads": threads, "equal": equal, "clock": "wall"}
+    return {**pair, "times": dict.fromkeys(batches, times)}
+
+
+def test_promises_are_read_off_the_results_of_one_thread():
+    results = [
+        _result("mlp", "ours int8", "onnxruntime int8", 5.9, equal=0.99),
+        _result("mlp", "ours int8", "onnxruntime int8", 1.0, threads=2),
+        _result("lenet5", "ours int8", "onnxruntime int8", 1.1),
+        _result("lenet5", "ours", "onnxruntime", 0.9),
+    ]
+    rows = {row[0]: row[1:] for row in target_grid(side_by_side.checks(results)).rows}
+    assert rows == {
+        "batch 1 latency against onnxruntime int8, DigitMLP": ("5.90x", "5x", "met"),
+        "batch 1 latency against onnxruntime int8, LeNet-5": ("1.10x", "2x", "missed"),
+        "batch 1024 throughput against onnxruntime int8, LeNet-5": ("1.10x", "1.2x", "missed"),
+        "batch 1024 throughput against onnxruntime fp32, LeNet-5": ("0.90x", "0.95x", "missed"),
+        "predictions equal to onnxruntime's, int8, 597 digits, DigitMLP": ("99.0%", "99.5%", "missed"),
+    }
+
+
+@pytest.mark.parametrize(
+    "first, equal, is_broken",
+    [("ours", 0.98, True), ("ours", 1.0, False), ("ours int8", 0.9, False), ("ours int8", 0.8, True)],
+)
+def test_a_model_that_predicts_something_else_is_called_broken(first, equal, is_broken):
+    assert bool(side_by_side.broken(_result("mlp", first, "torch", 2.0, equal=equal))) == is_broken
+
+
+def test_the_table_has_a_row_for_each_model_and_batch_and_a_column_for_each_pair():
+    grid = side_by_side.table([_result("mlp", "ours", "numpy", 4.0), _result("cnn", "ours", "onnxruntime", 0.5)])
+    assert grid.headers == ("model", "batch", "fp32 us", "int8 us", "numpy", "ort fp32")
+    assert grid.rows[0] == ("DigitMLP", "1", "10", "-", "4.00±0.00", "-")
+    assert grid.rows[2] == ("SimpleCNN", "1", "10", "-", "-", "0.50±0.00")
+
+
+def test_roofline_looks_its_promises_up_by_the_names_that_it_gives():
+    kernels = [{"kernel": "int8 by vpdpbusd 1024x1024, batch 64", "ratio": 0.9}]
+    ratios = [{"what": "int8 against fp32, 1024x1024, batch 1", "ratio": 2.0}]
+    verdicts = [target.verdict for target in roofline.checks(kernels, ratios)]
+    assert verdicts == ["met", "-", "missed", "-", "-"]
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize(
+    "name, words, line",
+    [
+        ("side_by_side", ["--models", "lenet"], "side_by_side.py: --models lenet: no such name; did you mean 'lenet5'?"),
+        ("side_by_side", ["--clock", "cpu", "--threads", "2"], "side_by_side.py: --clock cpu: adds up"),
+        ("roofline", ["--seconds", "0"], "roofline.py: argument --seconds: 0: expected a number above 0"),
+        ("roofline", ["--json", "no/such/folder"], "roofline.py: argument --json: no/such/folder: no file can be written"),
+        ("decode", ["--tokens", "8"], "decode.py: --tokens 8: expected more than 8"),
+        ("decode", ["--token", "8"], "decode.py: unrecognized arguments"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(name, words, line):
+    done = _run(name, *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1 and done.stdout == ""
+
+
+@pytest.mark.cli
+@pytest.mark.parametrize("name", NAMES)
+def test_help_says_what_is_compared(name):
+    done = _run(name, "--help")
+    assert done.returncode == 0
+    assert "interleaved" in done.stdout.lower() or "turns" in done.stdout
+
+
+def _run(name, *words):
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
