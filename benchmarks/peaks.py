@@ -17,8 +17,8 @@ from numba.core import cgutils
 from numpy.typing import NDArray
 
 from mlperf_opt.kernels import amx
+from mlperf_opt.kernels.emit import F32, I8, I32, I64, LANES, at, call, constant, instruction, lanes_of, load, number, store
 from mlperf_opt.kernels.jit import features, kernel
-from mlperf_opt.kernels.simd import F32, I8, I32, I64, LANES, at, call, constant, instruction, lanes_of, load, number, store
 
 _SUMS = 16
 _STEPS = 4000  # of a call: some microseconds, so that the call itself doesn't count

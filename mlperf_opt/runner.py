@@ -22,7 +22,7 @@ from mlperf_opt.records import Record
 from mlperf_opt.report import markdown, run_grid, run_notes, write_bytes, write_json, write_metrics, write_table, write_text
 
 Show = Callable[[str], None]
-_CHECKPOINT = "checkpoint"
+CHECKPOINT = "checkpoint"  # ending of the file in which a step that trains keeps its state
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Run:
                     self._fail(step, error)
                     raise
         # Only now: until then the same command in the same folder goes on from them.
-        for path in self._folder.glob(f"*.{_CHECKPOINT}"):
+        for path in self._folder.glob(f"*.{CHECKPOINT}"):
             path.unlink()
 
     def _step(self, step: Step) -> None:
@@ -81,7 +81,7 @@ class Run:
             runtime=self._config.runtime.runtime,
             progress=lambda line: self._show(f"{step.name}: {line}"),
             baseline=self._done[BASELINE].graph,
-            checkpoint=self._path(step.name, _CHECKPOINT),
+            checkpoint=self._path(step.name, CHECKPOINT),
         )
         started = time.perf_counter()
         step.apply.check(source.graph)

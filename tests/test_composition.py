@@ -1,10 +1,13 @@
 """Command line -> plain configurations: order, sweeps, lint, and which name was meant."""
 
+import dataclasses
+
 import pytest
 
 from mlperf_opt.composition import MAIN, TRAIN, compose, expand, fixed, lint_folder, register_pipelines, to_yaml
 from mlperf_opt.errors import ConfigError
 from mlperf_opt.overrides import CommandLine, parse
+from mlperf_opt.passes import PASSES
 from mlperf_opt.resources import resource_dir
 
 
@@ -43,8 +46,9 @@ def test_a_pipeline_replaces_the_default_passes(tmp_path):
     register_pipelines(tmp_path)
     steps = compose(MAIN, ["pipeline=rounds", "passes.b.sparsity=0.2", "passes.b.scope=layer"], tmp_path)["passes"]
     assert list(steps) == ["b", "a"]
-    assert steps["b"] == {"pass": "prune", "sparsity": 0.2, "scope": "layer", "skip": []}
-    assert steps["a"] == {"pass": "prune", "sparsity": 0.1, "scope": "global", "skip": []}
+    defaults = dataclasses.asdict(PASSES["prune"]()) | {"skip": [], "keep": []}
+    assert steps["b"] == {**defaults, "pass": "prune", "sparsity": 0.2, "scope": "layer"}
+    assert steps["a"] == {**defaults, "pass": "prune", "sparsity": 0.1, "scope": "global"}
 
 
 def test_a_sweep_is_every_combination_in_order():

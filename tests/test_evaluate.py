@@ -12,9 +12,10 @@ from mlperf_opt.data import Split, load_data
 from mlperf_opt.evaluate import MeasureSettings, Subject, difference, exactness, is_quantized, measure
 from mlperf_opt.graph import Weight
 from mlperf_opt.passes import PassContext
+from mlperf_opt.passes.fuse import Fuse
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.quant import Quant
-from mlperf_opt.runtimes import NUMPY, Runtime
+from mlperf_opt.runtimes import NUMPY, Runtime, may_flip
 
 FAST = MeasureSettings(seconds=0.02, throughput_batch=64)
 ONES = np.ones((2, 3), np.float32)
@@ -188,7 +189,7 @@ def test_a_model_of_nan_is_a_fault(digits):
     subject = Subject(graph, NUMPY, data, 1)
 
     class Nan:
-        workspace_bytes = 0
+        workspace_bytes, notes = 0, {}
 
         def __call__(self, inputs):
             return np.full((len(inputs), 10), np.nan, np.float32)
@@ -279,3 +280,24 @@ def test_a_batch_beyond_the_test_split_is_the_whole_split(request, task):
     assert subject.throughput(1000, 0.01)[1] == len(data.test)
     if task == "words":
         assert subject.state_bytes() == 2 * 2 * 30 * 16 * 32 * 4 + 30 * 8
+
+
+# which rounding may fall the other way
+
+
+@pytest.mark.parametrize(
+    "model, steps, expected",
+    [
+        ("digits", [], False),
+        ("digits", [Quant()], False),
+        ("digits", [Quant(scheme="dynamic")], False),
+        ("digits", [Fuse(), Quant(scheme="dynamic")], False),
+        ("digits", [Quant(skip=("fc1",))], True),
+        ("words", [Quant()], True),
+    ],
+)
+def test_only_a_float_product_before_a_grid_may_flip_a_code(request, model, steps, expected):
+    graph, data = request.getfixturevalue(model)
+    for step in steps:
+        graph = step(graph, PassContext(data, 0, NUMPY)).graph
+    assert may_flip(graph) == expected

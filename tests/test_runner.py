@@ -294,3 +294,49 @@ def test_an_exact_pass_is_compared_with_the_step_it_came_from(start, monkeypatch
     run = start({"prune": {**FURTHER, "scope": "layer"}, "profile": {}})
     run.execute()
     assert asked == [2048 - round(0.9 * 2048)] and run.records[2].status == "VALID"
+
+
+TRAINED = {
+    "sparsify": {"pass": "prune", "sparsity": 0.8, "schedule": "geometric", "epochs": 2, "batch": 50, "step_ratio": 0.6},
+    "tidy": {},
+    "grid": {"pass": "quant", "scheme": "weight_only", "step": "mean", "bits": 6, "biases": "grid"},
+    "finetune": {"epochs": 3, "lr": 0.02},
+}
+
+
+@pytest.mark.parametrize(
+    "stop", ["sparsify: epoch 2/3", "finetune: epoch 1/3", "finetune: epoch 3/3", "finetune: measuring"]
+)
+def test_an_interrupted_training_goes_on_in_the_same_folder(start, tmp_path, stop):
+    """Also behind its own end: what a step has trained is not trained again because a later one was interrupted."""
+    run = start(TRAINED)
+    run.execute()
+    straight = [row["model_sha256"] for row in rows(tmp_path)]
+    assert not list(tmp_path.glob("*.checkpoint"))
+    run = start(TRAINED)
+    show = run._show
+
+    def interrupt(line):
+        show(line)
+        if line.startswith(stop):
+            raise KeyboardInterrupt
+
+    run._show = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        run.execute()
+    epochs = [line for line in run.shown if ": epoch " in line]
+    assert list(tmp_path.glob("*.checkpoint"))
+    resumed = start(TRAINED)
+    resumed.execute()
+    assert [row["model_sha256"] for row in rows(tmp_path)] == straight
+    assert {row["status"] for row in rows(tmp_path)} == {"VALID"}
+    assert len([line for line in resumed.shown if ": epoch " in line]) == 6 - len(epochs)
+    assert not list(tmp_path.glob("*.checkpoint"))
+
+
+def test_the_baseline_is_the_teacher(start, monkeypatch):
+    seen = []
+    replace_pass(monkeypatch, "finetune", lambda _graph, context, apply: (seen.append(context.baseline), apply())[1])
+    run = start({"prune": PRUNE, "finetune": {"epochs": 1, "distill": 0.5}})
+    run.execute()
+    assert graph_hash(seen[0]) == graph_hash(run._done["baseline"].graph)

@@ -40,7 +40,7 @@ from mlperf_opt.report import (
     write_text,
 )
 from mlperf_opt.resources import resource_dir
-from mlperf_opt.runner import Run
+from mlperf_opt.runner import CHECKPOINT, Run
 from mlperf_opt.sweep import Job, write_summary
 
 HELP = "apply passes to a model and measure every step (the default)"
@@ -160,11 +160,13 @@ def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, P
     from omegaconf.errors import OmegaConfBaseException
 
     escaped: list[Exception] = []
+    folders: list[Path] = []
 
     def entry(composed: DictConfig) -> None:
         plain: Any = OmegaConf.to_container(composed, resolve=True)
         runtime = HydraConfig.get().runtime
         number = HydraConfig.get().job.num if line.multirun else 0
+        folders.append(Path(runtime.output_dir))
         if not escaped:
             try:
                 task(build_config(plain), Path(runtime.output_dir), int(number))
@@ -182,11 +184,18 @@ def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, P
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(first_line(error)) from None
     except KeyboardInterrupt:
-        raise KeyboardInterrupt("finished steps are on disk") from None
+        raise KeyboardInterrupt(f"finished steps are on disk{_how_to_go_on(folders, line)}") from None
     finally:
         sys.argv = arguments
     if escaped:
         raise escaped[0]
+
+
+def _how_to_go_on(folders: list[Path], line: CommandLine) -> str:
+    """Return what a user can do about a training that was interrupted, ``""`` where none was."""
+    if line.multirun or not folders or not any(folders[-1].glob(f"*.{CHECKPOINT}")):
+        return ""
+    return f"; the same command with hydra.run.dir={_relative(folders[-1])} goes on from the checkpoint in it"
 
 
 def _task_overrides() -> list[str]:

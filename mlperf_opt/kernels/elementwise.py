@@ -19,13 +19,13 @@ from mlperf_opt.kernels.simd import (
     floats,
     larger,
     largest_of,
-    load_bytes,
     load_codes,
     load_float,
     load_floats,
     load_halves,
     load_int,
     load_int32,
+    load_some_bytes,
     load_some_floats,
     magnitude,
     multiply,
@@ -130,12 +130,12 @@ def add_rows(instruction, memories, rows):
 
 @kernel()
 def copy(instruction, memories, rows):
-    """COUNT bytes of each row, and no byte more."""
+    """COUNT bytes of each row: no byte more is read or written."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     count = field(instruction, COUNT)
     for _ in range(rows):
         for i in range(0, count, LANES):
-            store_some_bytes(out + i, count - i, load_bytes(x + i))
+            store_some_bytes(out + i, count - i, load_some_bytes(x + i, count - i))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
 

@@ -15,6 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from mlperf_opt.kernels.jit import features
+
 LANES = 16
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
@@ -91,7 +93,17 @@ def load_first(b: ir.IRBuilder, address: Any, kind: Any, mask: Any, fill: float)
 def to_float(b: ir.IRBuilder, value: Any) -> Any:
     """16 x int8 (signed) or float16 as float32."""
     wide = lanes_of(F32)
-    return b.fpext(value, wide) if value.type.element == F16 else b.sitofp(value, wide)
+    if value.type.element != F16:
+        return b.sitofp(value, wide)
+    if "f16c" in features():
+        return b.fpext(value, wide)
+    # Without an instruction LLVM would call a function that is not there. Exponent and fraction, moved to their place in a
+    # float32, stand for the value times 2^-112, numbers below the normal range too; weights are finite.
+    bits = b.zext(b.bitcast(value, lanes_of(I16)), lanes_of(I32))
+    size = b.shl(b.and_(bits, constant(lanes_of(I32), 0x7FFF)), constant(lanes_of(I32), 13))
+    size = b.fmul(b.bitcast(size, wide), constant(wide, 2.0**112))
+    sign = b.shl(b.and_(bits, constant(lanes_of(I32), 0x8000)), constant(lanes_of(I32), 16))
+    return b.bitcast(b.or_(b.bitcast(size, lanes_of(I32)), sign), wide)
 
 
 def instruction(result: Any, *arguments: Any) -> Callable[[Callable[..., Any]], Any]:

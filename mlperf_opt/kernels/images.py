@@ -17,8 +17,8 @@ from mlperf_opt.kernels.simd import (
     bytes_of,
     divide,
     floats,
-    larger,
     larger_bytes,
+    largest_or_nan,
     load_bytes,
     load_float,
     load_floats,
@@ -122,7 +122,7 @@ def max_pool(instruction, memories, rows):
                         top = load_floats(window + 4 * c)
                         for i in range(size):
                             for j in range(size):
-                                top = larger(top, load_floats(window + i * x_line + j * pixel_step + 4 * c))
+                                top = largest_or_nan(top, load_floats(window + i * x_line + j * pixel_step + 4 * c))
                         store_some_floats(target + 4 * c, channels - c, top)
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)

@@ -94,6 +94,12 @@ def load_bytes(b: Any, address: Any) -> Any:
     return load(b, address, lanes_of(I8))
 
 
+@instruction(u8x16, _ADDRESS, types.int64)
+def load_some_bytes(b: Any, address: Any, count: Any) -> Any:
+    """The first ``count`` lanes from memory, 0 in the others."""
+    return load_first(b, address, lanes_of(I8), tail_mask(b, count), 0)
+
+
 @instruction(u8x16, types.int64)
 def bytes_of(b: Any, value: Any) -> Any:
     """One uint8 in all lanes."""
@@ -207,6 +213,12 @@ def multiply_add(b: Any, x: Any, y: Any, z: Any) -> Any:
 def larger(b: Any, x: Any, y: Any) -> Any:
     """x where it is larger or not a number, else y: one instruction, and what is not a number stays visible."""
     return b.select(b.fcmp_ordered("<", x, y), y, x)
+
+
+@instruction(f32x16, f32x16, f32x16)
+def largest_or_nan(b: Any, x: Any, y: Any) -> Any:
+    """The larger of each pair, not a number where one of them is none: as numpy.maximum."""
+    return b.select(b.fcmp_unordered("uno", y, y), y, b.select(b.fcmp_ordered("<", x, y), y, x))
 
 
 @instruction(f32x16, f32x16, f32x16)

@@ -16,7 +16,7 @@ def _flatten_infer(x: Spec) -> Spec:
 
 
 def _flatten(x: Array) -> Array:
-    return x.reshape(len(x), -1)
+    return x.reshape(len(x), math.prod(x.shape[1:]))  # -1 would not do for an x of no rows
 
 
 def _flatten_vjp(grad: Array, _out: Array, x: Array) -> tuple[Array]:

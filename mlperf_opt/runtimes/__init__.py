@@ -1,6 +1,6 @@
 """Ways to execute a graph, by name in `RUNTIMES`. The numpy runtime defines what a graph means."""
 
-from mlperf_opt.runtimes.agreement import Agreement, agreement, difference, is_quantized
+from mlperf_opt.runtimes.agreement import Agreement, agreement, difference, is_quantized, may_flip
 from mlperf_opt.runtimes.base import Executable, Isa, Observer, Runtime, RuntimeOptions, Session, Sparse
 from mlperf_opt.runtimes.compiled import COMPILED
 from mlperf_opt.runtimes.generation import complete, greedy, stepwise
@@ -29,5 +29,6 @@ __all__ = [
     "greedy",
     "intermediate_values",
     "is_quantized",
+    "may_flip",
     "stepwise",
 ]

@@ -76,7 +76,13 @@ class Executable(Protocol):
         ...
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
-        """Run node by node and tell the observer of each; slower than a call, and the same result."""
+        """Run node by node and tell the observer of each; slower than a call, and the same result.
+
+        float32 layers that run sparse give it within rounding: what is sparse depends on how many rows run at once.
+
+        Raises:
+            GraphError: inputs that a call would refuse, too.
+        """
         ...
 
     def start(self, batch: int, max_length: int) -> Session:
@@ -115,6 +121,7 @@ class Runtime:
         options: how.
         require: raises `ConfigError` if what it needs isn't installed: asked before any work.
         notice: what to tell whoever waits for the first graph to be prepared, "" if it takes no time.
+        exact: whether arithmetic on codes gives the same bits as in the numpy runtime.
         traced: whether what a call allocates is seen by tracemalloc, so that its peak can be measured.
     """
 
@@ -123,6 +130,7 @@ class Runtime:
     options: RuntimeOptions = RuntimeOptions()
     require: Callable[[], None] = lambda: None
     notice: Callable[[], str] = lambda: ""
+    exact: bool = False
     traced: bool = True
 
     def prepare(self, graph: Graph) -> Executable:

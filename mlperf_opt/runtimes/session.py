@@ -51,7 +51,8 @@ class StateSession:
         for row, count in enumerate(counts.tolist()):
             if not 1 <= count <= time:
                 raise SessionError(f"row {row}: a prompt of {count} tokens; expected 1 to {time}")
-        logits = self._advance(tokens, counts)  # (N, T, V)
+        # what lies behind the longest row is padding: it costs time, and a runtime has no room for more than the cache
+        logits = self._advance(tokens[:, : int(counts.max())], counts)  # (N, T, V)
         return logits[np.arange(self._batch), counts - 1]
 
     def decode(self, tokens: Array) -> Array:
@@ -72,6 +73,9 @@ class StateSession:
         self._state[POSITION] = wanted.copy()
 
     def _advance(self, tokens: Array, lengths: Array) -> Array:
+        if tokens.dtype.kind not in "iu":
+            raise SessionError(f"tokens are whole numbers, got {tokens.dtype}")
+        tokens = tokens.astype(np.int64, copy=False)  # what every runtime takes
         position = self._state[POSITION]
         after = position + lengths
         if max(after.tolist()) > self._max_length:

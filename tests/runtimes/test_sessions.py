@@ -190,6 +190,35 @@ def test_a_token_that_does_not_exist_is_refused(runtime):
 
 
 @each_runtime
+@pytest.mark.parametrize("width", [CONTEXT + 1, 40, 3000])
+def test_prompts_may_be_padded_to_more_than_there_is_room_for(runtime, width):
+    """What pads every row takes no room, in the cache or anywhere else."""
+    session, exact = (executables(runtime)[1].start(2, CONTEXT) for _ in range(2))
+    tokens, lengths = np.ones((2, width), np.int64), np.array([3, 4])
+    np.testing.assert_allclose(session.prefill(tokens, lengths), exact.prefill(tokens[:, :4], lengths), **CLOSE)
+    np.testing.assert_allclose(session.decode(np.array([2, 5])), exact.decode(np.array([2, 5])), **CLOSE)
+
+
+@each_runtime
+@pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.int16])
+def test_tokens_are_whole_numbers_of_any_width(runtime, dtype):
+    session = executables(runtime)[1].start(2, CONTEXT)
+    prompts = np.array([[1, 2, 3], [4, 5, 6]], dtype)
+    np.testing.assert_allclose(session.prefill(prompts), [after(row, runtime) for row in prompts.tolist()], **CLOSE)
+    found = session.decode(np.array([7, 8], dtype))
+    np.testing.assert_allclose(found, [after([1, 2, 3, 7], runtime), after([4, 5, 6, 8], runtime)], **CLOSE)
+
+
+@each_runtime
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool])
+def test_tokens_that_are_no_whole_numbers_are_refused(runtime, dtype):
+    session = executables(runtime)[1].start(1, CONTEXT)
+    with pytest.raises(SessionError, match="tokens are whole numbers, got"):
+        session.prefill(np.zeros((1, 3), dtype))
+    assert session.positions.tolist() == [0]
+
+
+@each_runtime
 def test_positions_are_a_copy(runtime):
     session = executables(runtime)[1].start(1, 4)
     session.prefill(np.array([[1, 2]]))

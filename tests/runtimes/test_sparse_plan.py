@@ -163,6 +163,7 @@ def test_sessions_run_sparse_too(before):
 
 def test_the_break_even_is_where_both_take_as_long():
     assert BreakEven(0.2, 4.0, 1).gain(0.2) == pytest.approx(1)
+    assert BreakEven(0.0, 4.0, 1).gain(0.0) >= 100, "a layer of zeros alone, where nothing else takes time"
     assert BreakEven(0.2, 4.0, 1).zeros(0.9, 0.1) == "80 %"
     # of random zeros: 1 - 0.9^4 of the groups of four hold a weight
     assert BreakEven(0.0, 1 / (1 - 0.9**4), 4).zeros(0.5, 1 - 0.5**4) == "90 %"

@@ -30,6 +30,7 @@ def _forget_biases(monkeypatch):
 BROKEN = {
     "float weights lose one": lambda m: m.setattr(products, "pack_floats", _drop_largest(products.pack_floats)),
     "a bias is forgotten": _forget_biases,
+    "relu does nothing": lambda m: m.setattr(products, "float_bits", lambda value: 0xFF800000),
     "attention forgets the past": lambda m: m.setitem(
         lowerings.LOWERINGS, "attention", lambda program, node: program.alias(node.output, program.value(node.inputs[2]))
     ),
@@ -45,6 +46,25 @@ def test_a_wrong_kernel_differs_from_the_numpy_runtime(rows, healthy, monkeypatc
     assert status == 1
     assert (table["status"] == "INVALID").all()
     assert table["reasons"].str.contains("differs from the numpy runtime").all()
+
+
+INTEGERS = {
+    "codes lose one": lambda m: m.setattr(products, "pack_int8", _drop_largest(products.pack_int8)),
+    "a bias is forgotten": _forget_biases,
+    "relu does nothing": lambda m: m.setattr(products, "float_bits", lambda value: 0xFF800000),
+}
+INTEGER_JOBS = [("codes lose one", "static"), ("codes lose one", "dynamic"), ("a bias is forgotten", "static")]
+
+
+@pytest.mark.parametrize("what, scheme", [*INTEGER_JOBS, ("relu does nothing", "dynamic")])
+def test_a_wrong_integer_kernel_is_held_to_more_than_a_step(rows, healthy, monkeypatch, what, scheme):
+    """A few steps of a grid would hide one lost weight; but codes of exact values are equal, so that nothing is allowed."""
+    job = ["model=cnn", "passes=[quant]", f"passes.quant.scheme={scheme}"]
+    healthy(*job)
+    INTEGERS[what](monkeypatch)
+    status, table, _ = rows(*job)
+    assert status == 1
+    assert table["status"].iloc[1] == "INVALID" and "differs from the numpy runtime" in table["reasons"].iloc[1]
 
 
 @pytest.mark.parametrize(

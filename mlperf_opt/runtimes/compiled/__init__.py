@@ -31,4 +31,4 @@ def _notice() -> str:
     return "" if is_compiled() else "compiling the kernels: once, some 15 seconds"
 
 
-COMPILED = Runtime("compiled", _make, require=_require, notice=_notice)
+COMPILED = Runtime("compiled", _make, require=_require, notice=_notice, exact=True)

@@ -12,7 +12,7 @@ _FLOAT = 4
 
 def lower_attention(program: Program, node: Node) -> None:
     """attention over whole sequences."""
-    q, k, v = (program.value(name) for name in node.inputs)
+    q, k, v = (program.inside(name) for name in node.inputs)
     out = program.new(node)
     heads = int(node.attributes["heads"])
     width = out.count // heads

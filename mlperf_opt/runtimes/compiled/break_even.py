@@ -81,7 +81,7 @@ class BreakEven:
 
     def gain(self, entries: float) -> float:
         """How many times faster than dense a layer is; ``entries``: stored words, as a share of those of a dense product."""
-        return 1 / (self.fixed + self.full * entries)
+        return 1 / max(self.fixed + self.full * entries, _LEAST_COST)  # a weight of zeros alone has no entries
 
     def zeros(self, now: float, entries: float) -> str:
         """The share of zeros at which both are equally fast, of a layer like one that has a share ``now`` and ``entries``.

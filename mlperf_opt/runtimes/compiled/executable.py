@@ -20,7 +20,7 @@ from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
 from mlperf_opt.runtimes.compiled.program import Program
-from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
+from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes, as_floats
 from mlperf_opt.runtimes.session import Run, StateSession, check_limits, check_tokens
 
 Array = NDArray[Any]
@@ -28,6 +28,7 @@ Array = NDArray[Any]
 _CACHE_BYTES = 768 * 1024
 _LEAST_ROWS, _MOST_ROWS = 16, 288
 _WHOLE_TILES = 96
+_WORTH_THREADS = 10_000_000  # multiply-accumulates of a call: with fewer, handing over costs more than is won
 
 
 class _Own(threading.local):
@@ -61,6 +62,7 @@ class CompiledExecutable:
         self._out_dtype = np.dtype(self._spec.dtype)
         self._out_count = math.prod(self._out_row)
         self._is_rows = not self._timed and not graph.state and self._spec.dtype == "float32" == self._input.dtype
+        self._row_macs = graph.macs({"N": 1, "T": 1, "L": 1})
         self._prepare(self._rows())
 
     @cached_property
@@ -96,10 +98,10 @@ class CompiledExecutable:
     def __call__(self, *inputs: Array) -> Array:
         # The checks stand here and not in a method: for a small network a call of that costs as much as a layer.
         if len(inputs) != 1:
-            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
-        (x,) = inputs
+            self._checked(inputs)
+        x = inputs[0]
         if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
-            raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
+            self._checked(inputs)
         if self._is_rows and (self._threads == 1 or len(x) <= self._program.rows):
             rows = len(x)
             out = np.empty(rows * self._out_count, np.float32)
@@ -115,18 +117,27 @@ class CompiledExecutable:
             check_tokens(self.graph, x)  # says it
         leading = x.shape[: self._leading]
         out = np.empty(-(-math.prod(leading) * self._out_count * self._out_dtype.itemsize // 4), np.float32)
-        if not self._spread(x.ravel().view(np.float32), out, sequences, time):
+        if not self._spread(as_floats(x), out, sequences, time):
             check_tokens(self.graph, x)  # says which
         return out.view(self._out_dtype)[: math.prod(leading) * self._out_count].reshape(*leading, *self._out_row)
+
+    def _checked(self, inputs: tuple[Array, ...]) -> Array:
+        """Return the input, or say what is wrong with it."""
+        if len(inputs) != 1:
+            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
+        (x,) = inputs
+        if x.dtype != self._dtype or x.ndim != self._axes or x.shape[self._leading :] != self._row:
+            raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
+        return x
 
     def _spread(self, x: Array, out: Array, sequences: int, time: int) -> bool:
         """Run whole chunks on all threads (a batch is cut alike for any number of them). False for an unknown token."""
         if time > self._program.rows:
             self._prepare(padded(time))
         chunk = max(1, self._program.rows // max(time, 1))
-        share = math.ceil(math.ceil(sequences / chunk) / self._threads) * chunk
+        share = max(1, math.ceil(math.ceil(sequences / chunk) / self._threads)) * chunk
         bounds = [(first, min(first + share, sequences)) for first in range(0, sequences, share)]
-        if len(bounds) <= 1:
+        if len(bounds) <= 1 or sequences * time * self._row_macs < _WORTH_THREADS:
             return self._run(x, out, 0, sequences, time)
         jobs = [self._pool.submit(self._run, x, out, first, last, time) for first, last in bounds]
         known = [job.result() for job in jobs]  # every one, so that no thread is left running
@@ -136,11 +147,13 @@ class CompiledExecutable:
         return machine.run(self._own.address, x, out, 0, 0, first, last, time)
 
     def observe(self, observer: Observer, *inputs: Array) -> Array:
-        if len(inputs) != 1:
-            raise GraphError(f"{self.graph.name} takes 1 inputs, got {len(inputs)}")
-        x = np.ascontiguousarray(inputs[0])
+        x = self._checked(inputs)
+        if self._dtype.kind == "i":
+            check_tokens(self.graph, x)
+        if self.graph.state:
+            check_limits(self.graph, *x.shape)
         rows = math.prod(x.shape[:2]) if self._timed else len(x)
-        program = Program(self.graph, padded(rows), LOWERINGS, self._isa, self._sparse)
+        program = Program(self.graph, padded(max(rows, 1)), LOWERINGS, self._isa, self._sparse)
         return observe(self.graph, program, self._state(*x.shape[:2]) if self.graph.state else {}, x, observer)
 
     def start(self, batch: int, max_length: int) -> StateSession:

@@ -10,6 +10,7 @@ from mlperf_opt.runtimes.compiled.program import Program
 
 def lower_pool(program: Program, node: Node) -> None:
     """max_pool2d (float32 or codes) and avg_pool2d."""
+    program.inside(node.inputs[0])
     x = program.channels_last(node.inputs[0])
     spec = program.graph.specs[node.output]
     c, h, w = (int(d) for d in spec.shape[1:])

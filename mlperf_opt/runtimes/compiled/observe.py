@@ -16,7 +16,7 @@ from mlperf_opt.runtimes.base import Observer
 from mlperf_opt.runtimes.compiled.attention_ops import holds_keys, padded
 from mlperf_opt.runtimes.compiled.layout import Value
 from mlperf_opt.runtimes.compiled.program import Program
-from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
+from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes, as_floats
 
 Array = NDArray[Any]
 _CALL_NS = 50_000  # from here on a call's own microsecond doesn't matter
@@ -39,7 +39,7 @@ def observe(graph: Graph, program: Program, state: dict[str, Array], x: Array, o
     out = np.empty(tuple(map(int, spec.bound(dims).shape)), spec.dtype)
     lengths, positions = np.full(sequences, length, np.int64), np.zeros(sequences, np.int64)
     arguments = (
-        x.ravel().view(np.float32),
+        as_floats(x),
         out.reshape(-1),
         lengths.ctypes.data,
         positions.ctypes.data,

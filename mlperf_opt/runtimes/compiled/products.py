@@ -94,6 +94,7 @@ def lower_float(program: Program, node: Node) -> None:
 def lower_codes(program: Program, node: Node) -> None:
     """qlinear, qconv2d: uint8 x int8 -> int32, then codes or float32."""
     codes = program.weight(node.argument("weight"))
+    program.inside(node.argument("x"))
     x, weight, (image_step, line_step, row_step, lines, pixels, segment_step) = _geometry(program, node, codes)
     columns, segments, k = weight.shape
     plan = plan_codes(program, node, weight)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import Affine, Codebook, Graph, Node, split_name
 from mlperf_opt.kernels import machine
-from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, OUTPUT, WIDTH, reference
+from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, INPUT, OUTPUT, WIDTH, reference
 from mlperf_opt.runtimes.base import Isa, Sparse
 from mlperf_opt.runtimes.compiled.layout import (
     LINE,
@@ -120,6 +120,16 @@ class Program:
         """The place of a value that has been made."""
         return self.values[name]
 
+    def inside(self, name: str) -> Value:
+        """The value for a kernel that reads whole vectors: an input is copied, for behind it lies memory of others."""
+        value = self.value(name)
+        if value.memory == INPUT:
+            size = value.count * value.itemsize
+            copied = self.arena.give(f"{name} inside", place(value.shape, value.dtype, value.image, value.halo))
+            self.emit(machine.COPY, value.start(), copied.start(), value.row_step, copied.row_step, size)
+            self.values[name] = copied
+        return self.values[name]
+
     def new(self, node: Node, *, image: bool = False, exact: bool = False) -> Value:
         """Make room for the node's value.
 
@@ -208,7 +218,7 @@ class Program:
         return np.concatenate(self._constants) if self._constants else np.zeros(LINE, np.uint8)
 
     def _release(self, name: str) -> None:
-        for copy in (name, f"{name} channels-last", f"{name} planar"):
+        for copy in (name, f"{name} inside", f"{name} channels-last", f"{name} planar"):
             self.arena.release(copy)
 
     def _write_output(self, name: str) -> Value:

@@ -23,7 +23,7 @@ def _like(program: Program, node: Node, x: Value, dtype: str) -> Value:
 
 def lower_elementwise(program: Program, node: Node) -> None:
     """relu, gelu: the order of the elements doesn't matter."""
-    x = program.value(node.inputs[0])
+    x = program.inside(node.inputs[0])
     if x.image and x.halo != program.halo(node.output):
         x = program.planar(node.inputs[0])
     out = _like(program, node, x, "float32")
@@ -32,7 +32,7 @@ def lower_elementwise(program: Program, node: Node) -> None:
 
 def lower_add(program: Program, node: Node) -> None:
     """add: both sides in one order."""
-    x, y = (program.value(name) for name in node.inputs)
+    x, y = (program.inside(name) for name in node.inputs)
     if x.image != y.image or x.halo != y.halo or (x.image and x.halo != program.halo(node.output)):
         x, y = (program.planar(name) for name in node.inputs)
     out = _like(program, node, x, "float32")
@@ -57,6 +57,7 @@ def lower_softmax(program: Program, node: Node) -> None:
 
 def lower_layer_norm(program: Program, node: Node) -> None:
     """layer_norm over the last axis."""
+    program.inside(node.argument("x"))
     x = _flat(program, node, node.argument("x"))
     gamma, beta = (program.constant(program.weight(node.argument(a))) for a in ("gamma", "beta"))
     out, eps = program.new(node), float_bits(float(node.attributes["eps"]))
@@ -91,6 +92,7 @@ def lower_embedding(program: Program, node: Node) -> None:
 
 def lower_positions(program: Program, node: Node) -> None:
     """learned_positions, sinusoidal_positions: a row of a table added by place."""
+    program.inside(node.argument("x"))
     x = _flat(program, node, node.argument("x"))
     if node.op == "learned_positions":
         table, scale = program.stored(node.argument("table"))

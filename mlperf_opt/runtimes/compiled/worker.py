@@ -29,6 +29,13 @@ def aligned_bytes(size: int) -> Array:
     return raw[skip : skip + size]
 
 
+def as_floats(x: Array) -> Array:
+    """The bytes of ``x``, side by side, as the machine takes them; filled up to a whole float32."""
+    flat = x.ravel()
+    rest = -flat.nbytes % 4
+    return (np.append(flat.view(np.uint8), np.zeros(rest, np.uint8)) if rest else flat).view(np.float32)
+
+
 class Worker:
     """An arena, a table of memories, and a job. Two threads have two; two sessions have two.
 

@@ -13,7 +13,7 @@ ISAS = st.sampled_from(["auto", "vnni", "portable"])
 ZEROS = st.sampled_from([0, 1, 127, 255])
 EXTREMES = st.sampled_from([1e-30, 1e-10, 0.003, 1.0, 7.5, 1e10, 3e38])
 SIZES = st.integers(1, 130)
-often = settings(max_examples=200, deadline=None)
+often = settings(max_examples=150, deadline=None)
 
 
 def _codes(rng, *shape):
@@ -114,6 +114,7 @@ def test_qconv2d(sizes, rows, what, isa, seed):
 @given(SIZES, SIZES, st.integers(1, 70), EXTREMES, ISAS, st.sampled_from(["", "relu", "gelu"]), st.integers(0, 99))
 def test_dynamic_qlinear(m, k, rows, size, isa, activation, seed):
     """Each row on a grid of its own."""
+    size = min(size, 1e37) if activation == "gelu" else size  # numpy's gelu doubles its value on the way
     rng = np.random.default_rng(seed)
     build = GraphBuilder("q")
     x = build.input("x", ("N", k), "float32")

@@ -1,0 +1,107 @@
+"""Attention and caches at sizes that are no whole vectors, against numpy; sessions at every kind of position."""
+
+import numpy as np
+import pytest
+from compiled_cases import against_numpy, check_nodes, model, runtime, same
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlperf_opt.data import Dataset, Split
+from mlperf_opt.graph import GraphBuilder, Weight
+from mlperf_opt.networks import MinimalTransformer
+from mlperf_opt.passes import PassContext
+from mlperf_opt.passes.kv_cache import KvCache
+from mlperf_opt.runtimes import NUMPY
+
+SEEDS = st.integers(0, 99)
+
+
+def _network(seed, cached, heads, width, context, **sizes):
+    """A small decoder with weights so large that attention is far from uniform."""
+    family = MinimalTransformer(heads=heads, dim=heads * width, context=context, layers=1, **sizes)
+    graph = family.build("net", np.random.default_rng(seed))
+    rng = np.random.default_rng(seed + 1)
+    grown = {
+        name: Weight(w.values + rng.normal(size=w.values.shape).astype(np.float32) * np.float32(0.3))
+        for name, w in graph.weights.items()
+    }
+    graph = graph.with_weights(grown)
+    split = Split(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64))
+    context_ = PassContext(Dataset("none", "completion", split, split, split), 0, NUMPY)
+    return KvCache()(graph, context_).graph if cached else graph
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 40), st.integers(1, 40), st.integers(1, 5), st.booleans(), SEEDS)
+def test_attention_over_whole_sequences(heads, width, time, rows, causal, seed):
+    rng = np.random.default_rng(seed)
+    build = GraphBuilder("a")
+    table = np.concatenate([np.eye(heads * width), rng.normal(size=(40, heads * width))]).astype(np.float32)
+    x = build.node("embedding", "e", build.input("t", ("N", "T"), "int64"), table=table)
+    q, k, v = (
+        build.node("linear", n, x, weight=rng.normal(size=(heads * width,) * 2).astype(np.float32)) for n in ("q", "k", "v")
+    )
+    graph = build.finish(build.node("attention", "y", q, k, v, heads=heads, causal=causal))
+    tokens = rng.integers(0, len(table), (rows, time))
+    check_nodes(graph, tokens)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 3), st.integers(1, 20).map(lambda n: 2 * n), st.integers(1, 5), st.integers(2, 40), st.data(), SEEDS)
+def test_sessions_are_those_of_numpy(heads, width, rows, capacity, data, seed):
+    """Prompts of unequal length, steps, cuts and longer steps, in any order, two sessions of one executable in turn."""
+    rng = np.random.default_rng(seed)
+    graph = _network(seed % 5, True, heads, width, 40)
+    chosen = runtime().prepare(graph)
+    pairs = [(NUMPY.prepare(graph).start(rows, capacity), chosen.start(rows, capacity)) for _ in range(2)]
+    for _ in range(data.draw(st.integers(1, 8))):
+        expected, actual = pairs[data.draw(st.integers(0, 1))]
+        room = capacity - int(expected.positions.max())
+        act = data.draw(st.sampled_from(["prefill", "decode", "truncate"]))
+        if act == "truncate":
+            cut = rng.integers(0, expected.positions + 1)
+            expected.truncate(cut)
+            actual.truncate(cut)
+        elif room and act == "decode":
+            tokens = rng.integers(0, 27, rows)
+            same(actual.decode(tokens), expected.decode(tokens), exact=False, floor=1e-5)
+        elif room:
+            lengths = rng.integers(1, room, rows, endpoint=True)
+            tokens = rng.integers(0, 27, (rows, int(lengths.max()) + data.draw(st.integers(0, 3))))
+            same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=1e-5)
+        np.testing.assert_array_equal(actual.positions, expected.positions)
+
+
+def test_a_prompt_padded_beyond_the_cache():
+    """Only the lengths count: what pads a batch may be longer than the whole cache, and than a chunk of the program."""
+    graph = _network(0, True, 2, 8, 24)
+    rng = np.random.default_rng(0)
+    tokens, lengths = rng.integers(0, 27, (3, 700)), np.array([2, 5, 1])
+    expected, actual = (chosen.prepare(graph).start(3, 9) for chosen in (NUMPY, runtime()))
+    same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=1e-5)
+    for _ in range(4):
+        token = rng.integers(0, 27, 3)
+        same(actual.decode(token), expected.decode(token), exact=False, floor=1e-5)
+
+
+def test_a_batch_beyond_the_chunk_of_the_program():
+    graph = _network(1, True, 2, 8, 12)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 27, (300, 12))
+    against_numpy(_network(1, False, 2, 8, 12), tokens, exact=False)
+    expected, actual = (chosen.prepare(graph).start(300, 12) for chosen in (NUMPY, runtime()))
+    same(actual.prefill(tokens[:, :7]), expected.prefill(tokens[:, :7]), exact=False, floor=1e-5)
+    same(actual.decode(tokens[:, 7]), expected.decode(tokens[:, 7]), exact=False, floor=1e-5)
+
+
+@pytest.mark.parametrize("before", ["none", "static", "dynamic", "weight_only", "fp16"])
+def test_a_decode_step_is_the_prefill_of_one_more(before):
+    """Within the runtime: the same tokens, all at once or one by one, give the same logits."""
+    graph, inputs = model("transformer", before, True)
+    executable = runtime().prepare(graph)
+    stepped, at_once = executable.start(4, 16), executable.start(4, 16)
+    for place in range(10):
+        found = stepped.decode(inputs[:4, place])
+    limit = 1e-5 if before in ("none", "weight_only", "fp16", "dynamic") else 0.05
+    expected = at_once.prefill(inputs[:4, :10])
+    np.testing.assert_allclose(found, expected, atol=limit * float(np.abs(expected).max()))
