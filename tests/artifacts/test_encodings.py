@@ -34,7 +34,7 @@ def round_trip(array, name=None):
     return name, len(data)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(any_array())
 def test_the_shortest_encoding_returns_every_bit(array):
     _, size = round_trip(array)
@@ -131,7 +131,7 @@ def test_the_stream_is_cut_to_the_byte(rng):
     assert len(data) <= table + length + 126
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.sampled_from([*encodings.ENCODINGS]), st.binary(max_size=60), st.integers(0, 300), st.sampled_from(DTYPES))
 def test_junk_is_refused_or_decodes_to_the_size_asked_for(name, data, count, dtype):
     try:

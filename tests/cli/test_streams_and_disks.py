@@ -86,9 +86,8 @@ def test_a_weights_file_that_does_not_fit_keeps_the_old_one(tmp_path):
     train = ["train", "model=mlp", "train.epochs=1", "save=m/weights.safetensors"]
     assert run(tmp_path, *train).returncode == 0
     old = (tmp_path / "m" / "weights.safetensors").read_bytes()
-    assert_one_line(
-        run(tmp_path, *train, "seed=1", preexec_fn=no_file_beyond(9000)), 2, "weights.safetensors: File too large"
-    )
+    # on a slow machine a checkpoint is due first, and doesn't fit either
+    assert_one_line(run(tmp_path, *train, "seed=1", preexec_fn=no_file_beyond(9000)), 2, ": File too large")
     assert (tmp_path / "m" / "weights.safetensors").read_bytes() == old
     assert not leftovers(tmp_path)
 

@@ -208,7 +208,7 @@ def test_spreadsheets_and_newer_versions_may_add(good):
     assert list(read_metrics(good).columns) == columns()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(junk=st.binary(max_size=60), place=st.floats(0, 1), keep=st.booleans())
 def test_junk_is_refused_or_read_but_never_breaks(tmp_path, make_record, junk, place, keep):
     path = tmp_path / "junk.csv"

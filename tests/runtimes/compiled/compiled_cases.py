@@ -113,7 +113,7 @@ def same(actual, expected, *, exact, floor=1e-36, what=""):
     np.testing.assert_allclose(actual, expected, rtol=CLOSE, atol=CLOSE * largest + floor, err_msg=what)
 
 
-def against_numpy(graph, x, *, exact, isa="auto", threads=1):
+def check_against_numpy(graph, x, *, exact, isa="auto", threads=1):
     """The whole graph, compiled, against the numpy runtime."""
     with np.errstate(all="ignore"):  # scales at the ends of float32 overflow in both
         expected, actual = NUMPY.prepare(graph)(x), runtime(threads, isa).prepare(graph)(x)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled_cases import against_numpy, check_nodes, model, runtime, same
+from compiled_cases import check_against_numpy, check_nodes, model, runtime, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -90,7 +90,7 @@ def test_a_batch_beyond_the_chunk_of_the_program():
     graph = _network(1, True, 2, 8, 12)
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 27, (300, 12))
-    against_numpy(_network(1, False, 2, 8, 12), tokens, exact=False)
+    check_against_numpy(_network(1, False, 2, 8, 12), tokens, exact=False)
     expected, actual = (chosen.prepare(graph).start(300, 12) for chosen in (NUMPY, runtime()))
     same(actual.prefill(tokens[:, :7]), expected.prefill(tokens[:, :7]), exact=False, floor=1e-5)
     same(actual.decode(tokens[:, 7]), expected.decode(tokens[:, 7]), exact=False, floor=1e-5)

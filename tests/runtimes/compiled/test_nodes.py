@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled_cases import BEFORE, MODELS, against_numpy, check_nodes, model, runtime
+from compiled_cases import BEFORE, MODELS, check_against_numpy, check_nodes, model, runtime
 
 from mlperf_opt.graph import fuse_graph
 from mlperf_opt.runtimes import NUMPY
@@ -29,7 +29,7 @@ def test_every_node_is_its_op_on_the_same_inputs(name, before, cached, isa):
 def test_whole_graphs_of_integers_are_equal_bit_for_bit(name, before, rows):
     graph, inputs = model(name, before)
     for isa in ("auto", "portable"):
-        against_numpy(graph, inputs[:rows], exact=True, isa=isa)
+        check_against_numpy(graph, inputs[:rows], exact=True, isa=isa)
 
 
 @pytest.mark.parametrize("isa", ["vnni", "portable"])
@@ -45,7 +45,7 @@ def test_floats_stay_close_through_whole_networks(name, before):
     if (name, before) == ("lenet5", "fp16"):
         before = "none"
     graph, inputs = model(name, before)
-    against_numpy(graph, inputs[:20], exact=False)
+    check_against_numpy(graph, inputs[:20], exact=False)
 
 
 def test_predictions_are_those_of_numpy():
