@@ -3,8 +3,14 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
+
+# A change is judged by the same examples each time; whoever runs the tests by hand draws new ones.
+hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture(autouse=True)

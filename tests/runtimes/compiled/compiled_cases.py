@@ -86,7 +86,9 @@ def check_nodes(graph, inputs, isa="auto"):
         feeds = [None if n == "" else values[n].copy() if n in values else part(graph, n) for n in node.inputs]
         with np.errstate(all="ignore"):
             expected = OPS[node.op].forward(*feeds, **node.attributes)
-        same(found[node.output], expected, exact=is_exact(node), floor=floor_of(node), what=f"{node.output} ({node.op})")
+        check_same(
+            found[node.output], expected, exact=is_exact(node), floor=floor_of(node), what=f"{node.output} ({node.op})"
+        )
 
 
 def is_exact(node):
@@ -103,7 +105,7 @@ def floor_of(*nodes):
     return 1e-6 if any("gelu" in (node.op, node.attributes.get("activation")) for node in nodes) else 1e-36
 
 
-def same(actual, expected, *, exact, floor=1e-36, what=""):
+def check_same(actual, expected, *, exact, floor=1e-36, what=""):
     assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
     if exact:
         np.testing.assert_array_equal(actual, expected, err_msg=what)
@@ -117,7 +119,7 @@ def check_against_numpy(graph, x, *, exact, isa="auto", threads=1):
     """The whole graph, compiled, against the numpy runtime."""
     with np.errstate(all="ignore"):  # scales at the ends of float32 overflow in both
         expected, actual = NUMPY.prepare(graph)(x), runtime(threads, isa).prepare(graph)(x)
-    same(actual, expected, exact=exact, floor=floor_of(*graph.nodes))
+    check_same(actual, expected, exact=exact, floor=floor_of(*graph.nodes))
     return actual
 
 

