@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled_cases import check_against_numpy, check_nodes, model, runtime, check_same
+from compiled_cases import check_against_numpy, check_nodes, check_same, model, runtime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

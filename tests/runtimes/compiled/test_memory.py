@@ -6,7 +6,7 @@ import platform
 
 import numpy as np
 import pytest
-from compiled_cases import runtime, check_same, scalar
+from compiled_cases import check_same, runtime, scalar
 
 from mlperf_opt.graph import GraphBuilder
 from mlperf_opt.runtimes import NUMPY

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled_cases import check_against_numpy, codes_input, f32, runtime, check_same, scalar
+from compiled_cases import check_against_numpy, check_same, codes_input, f32, runtime, scalar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from compiled_cases import check_against_numpy, codes_input, observed, one_node, runtime, check_same, scalar
+from compiled_cases import check_against_numpy, check_same, codes_input, observed, one_node, runtime, scalar
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
