@@ -57,7 +57,7 @@ def sparse_arrays():
     return st.builds(of, st.sampled_from(DTYPES), spread).flatmap(lambda strategy: strategy)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(sparse_arrays(), max_size=4))
 def test_every_bit_comes_back(arrays):
     encoder, taken = ContextEncoder(), []
@@ -186,7 +186,7 @@ def test_a_codebook_with_its_zero_in_the_middle_costs_as_much_as_signed_levels(d
 # a decoder trusts nothing
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=40), hnp.array_shapes(min_dims=0, max_dims=4, min_side=1, max_side=12), st.sampled_from(DTYPES))
 def test_junk_is_refused_or_decodes_to_the_shape_asked_for(data, shape, dtype):
     decoder = ContextDecoder(data)

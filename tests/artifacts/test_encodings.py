@@ -34,7 +34,7 @@ def round_trip(array, name=None):
     return name, len(data)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(any_array())
 def test_the_shortest_encoding_returns_every_bit(array):
     _, size = round_trip(array)
@@ -48,7 +48,7 @@ def test_each_encoding_returns_every_bit(name, array):
     round_trip(array, name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(
     st.integers(0, 600), st.floats(0, 1), st.integers(1, 255), st.sampled_from(["int8", "int16", "uint8"]), st.integers(0, 9)
 )

@@ -160,7 +160,7 @@ def test_every_truncation_and_extension_is_noticed(small, path):
         refuses(path, small + tail)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_junk_is_refused(tmp_path_factory, data):
     refuses(tmp_path_factory.getbasetemp() / "junk", data)

@@ -116,7 +116,7 @@ _STEPS = st.lists(st.sampled_from(["linear", "relu", "gelu", "add", "flatten", "
 
 
 @given(_STEPS, st.lists(st.integers(0, 99), min_size=12, max_size=12))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_graph_gives_the_same_numbers(steps, picks):
     """Fused and unfused again, in numpy bit for bit; compiled, which fuses by itself, up to rounding."""
     build, x = _start(4)

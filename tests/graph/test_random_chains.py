@@ -82,7 +82,7 @@ def chains(draw):
     return build.finish(value), _f(rng, draw(st.integers(1, 3)), *input_shape[1:])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(chains())
 def test_specs_of_random_chains_are_the_executed_shapes(case):
     graph, x = case

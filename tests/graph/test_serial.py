@@ -149,7 +149,7 @@ junk = st.recursive(
 JSON = json.loads(json.dumps(DATA))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(st.sampled_from(list(_paths(JSON))), junk)
 def test_mutated_data_gives_graph_errors_only(path, value):
     _check_only_graph_errors(_replaced(JSON, path, value), STORED)

@@ -31,7 +31,7 @@ def _check_grid(a, b, fractions):
     assert (error <= float(scale) / 2 + ulp + 1e-45).all(), (low, high, scale, zero, error)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(finite, finite, st.lists(st.floats(0, 1), max_size=8))
 @example(0.0, 0.0, [])
 @example(5.0, 6.0, [0.5])

@@ -69,7 +69,7 @@ def test_no_text_becomes_a_formula(tmp_path, make_record, text):
 texts = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("\r\n,\"'="), max_size=20)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(texts, st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**63), 2**63 - 1))
 def test_any_text_and_number_reads_back(tmp_path, make_record, text, real, whole):
     write_metrics(tmp_path / "m.csv", [make_record(reasons=text, settings=text, quality=real, macs=whole)])

@@ -54,6 +54,7 @@ def test_sessions_are_those_of_numpy(heads, width, rows, capacity, data, seed):
     """Prompts of unequal length, steps, cuts and longer steps, in any order, two sessions of one executable in turn."""
     rng = np.random.default_rng(seed)
     graph = _network(seed % 5, True, heads, width, 40)
+    floor = 1e-5 if heads * width >= 16 else 2e-4  # a norm over a few numbers can magnify their rounding
     chosen = runtime().prepare(graph)
     pairs = [(NUMPY.prepare(graph).start(rows, capacity), chosen.start(rows, capacity)) for _ in range(2)]
     for _ in range(data.draw(st.integers(1, 8))):
@@ -66,11 +67,11 @@ def test_sessions_are_those_of_numpy(heads, width, rows, capacity, data, seed):
             actual.truncate(cut)
         elif room and act == "decode":
             tokens = rng.integers(0, 27, rows)
-            check_same(actual.decode(tokens), expected.decode(tokens), exact=False, floor=2e-4)
+            check_same(actual.decode(tokens), expected.decode(tokens), exact=False, floor=floor)
         elif room:
             lengths = rng.integers(1, room, rows, endpoint=True)
             tokens = rng.integers(0, 27, (rows, int(lengths.max()) + data.draw(st.integers(0, 3))))
-            check_same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=2e-4)
+            check_same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=floor)
         np.testing.assert_array_equal(actual.positions, expected.positions)
 
 

@@ -13,7 +13,7 @@ ISAS = st.sampled_from(["auto", "vnni", "portable"])
 ZEROS = st.sampled_from([0, 1, 127, 255])
 EXTREMES = st.sampled_from([1e-30, 1e-10, 0.003, 1.0, 7.5, 1e10, 3e38])
 SIZES = st.integers(1, 130)
-often = settings(max_examples=60, deadline=None)
+often = settings(max_examples=150, deadline=None)
 
 
 def _codes(rng, *shape):

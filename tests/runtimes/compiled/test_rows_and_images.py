@@ -11,7 +11,7 @@ from mlperf_opt.graph import Affine, GraphBuilder, Weight
 from mlperf_opt.ops import OPS
 from mlperf_opt.runtimes import NUMPY
 
-often = settings(max_examples=60, deadline=None)
+often = settings(max_examples=150, deadline=None)
 SEEDS, ROWS, WIDTHS = st.integers(0, 99), st.integers(1, 40), st.integers(1, 70)
 
 
