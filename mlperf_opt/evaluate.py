@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.data import Dataset
+from mlperf_opt.data import Dataset, HeldOut
 from mlperf_opt.graph import Graph
 from mlperf_opt.measure import Quality, accuracy, exact_match, flips, peak_bytes, samples_per_second, time_pair
 from mlperf_opt.runtimes import NUMPY, Executable, Runtime, complete, difference, greedy, is_quantized, may_flip, stepwise
@@ -38,12 +38,15 @@ class MeasureSettings:
         batch: samples in a timed query.
         throughput_batch: samples in a query of the throughput measurement.
         max_drop: a larger loss of quality (a fraction) than this against the baseline is marked.
+        split: what quality is counted on and timed queries are taken from: test, or calibration while settings are chosen,
+            which leaves the test split unread.
     """
 
     seconds: float = 0.5
     batch: int = 1
     throughput_batch: int = 256
     max_drop: float = 0.01
+    split: HeldOut = "test"
 
     def __post_init__(self) -> None:
         require(0 < self.seconds <= 3600, "seconds", self.seconds, "more than 0, at most 3600")
@@ -55,10 +58,11 @@ class MeasureSettings:
 class Subject:
     """A model under measurement: its executable, and what one query of the task is.
 
-    A query of a classification is a batch of inputs; of a completion, greedy generation of the whole answer.
+    A query of a classification is a batch of inputs; of a completion, greedy generation of the whole answer. Inputs are
+    those of one held-out split.
     """
 
-    def __init__(self, graph: Graph, runtime: Runtime, data: Dataset, batch: int) -> None:
+    def __init__(self, graph: Graph, runtime: Runtime, data: Dataset, batch: int, split: HeldOut = "test") -> None:
         self.graph = graph
         self.executable: Executable = runtime.prepare(graph)
         self._reference = None if runtime.name == NUMPY.name else NUMPY
@@ -66,10 +70,11 @@ class Subject:
         # where nothing can be rounded the other way, the reference is held to what it is for floats
         self._loose = is_quantized(graph) and not (runtime.exact and not may_flip(graph))
         self._data = data
-        self._inputs = prompts(data) if data.task == "completion" else data.test.inputs
+        self._split: HeldOut = split
+        self._inputs = prompts(data, split) if data.task == "completion" else data.held_out(split).inputs
         starts = range(0, len(self._inputs) - batch + 1, batch)
         self._queries = [self._inputs[start : start + batch] for start in starts] or [self._inputs]
-        self.batch = len(self._queries[0])  # a batch beyond the test split is the whole split
+        self.batch = len(self._queries[0])  # a batch beyond the split is the whole split
         self.timed_outputs: dict[int, Array] = {}
         self.quality = self._measure_quality()
 
@@ -86,8 +91,8 @@ class Subject:
 
     def _measure_quality(self) -> Quality:
         if self._data.task == "completion":
-            return exact_match(self.run, self._inputs, answers(self._data), _QUALITY_BATCH)
-        return accuracy(self.run, self._inputs, self._data.test.targets, _QUALITY_BATCH)
+            return exact_match(self.run, self._inputs, answers(self._data, self._split), _QUALITY_BATCH)
+        return accuracy(self.run, self._inputs, self._data.held_out(self._split).targets, _QUALITY_BATCH)
 
     def timed_difference(self) -> str:
         """Return what is wrong with the outputs of the timed run, ``""`` if they are those of the quality run."""
@@ -141,19 +146,19 @@ class Subject:
         return self.executable.workspace_bytes + peak_bytes(lambda: self.query(0)) if self._traced else None
 
 
-def prompts(data: Dataset) -> Array:
-    """The prompts (N, P) of a completion task's test split."""
-    return data.test.inputs[:, : data.prompt]
+def prompts(data: Dataset, split: HeldOut) -> Array:
+    """The prompts (N, P) of a completion task's held-out split."""
+    return data.held_out(split).inputs[:, : data.prompt]
 
 
-def answers(data: Dataset) -> Array:
-    """The answers (N, A) of a completion task's test split."""
-    return data.test.targets[:, data.prompt - 1 :]
+def answers(data: Dataset, split: HeldOut) -> Array:
+    """The answers (N, A) of a completion task's held-out split."""
+    return data.held_out(split).targets[:, data.prompt - 1 :]
 
 
 def answer_length(data: Dataset) -> int:
     """Tokens of an answer."""
-    return data.test.targets.shape[1] - data.prompt + 1
+    return data.train.targets.shape[1] - data.prompt + 1
 
 
 def exactness(before: Subject, after: Subject, data: Dataset) -> str:

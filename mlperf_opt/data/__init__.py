@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import lru_cache
 
-from mlperf_opt.data.dataset import Dataset, Split
+from mlperf_opt.data.dataset import Dataset, HeldOut, Split
 from mlperf_opt.data.digits import load_digits
 from mlperf_opt.data.idx import ENVIRONMENT, load_idx
 from mlperf_opt.data.loader import Loader, random_crop, random_shift
@@ -37,4 +37,4 @@ def _load(name: str, root: str | None) -> Dataset:
     return DATASETS[name](root)
 
 
-__all__ = ["DATASETS", "Dataset", "Loader", "Split", "load_data", "random_crop", "random_shift"]
+__all__ = ["DATASETS", "Dataset", "HeldOut", "Loader", "Split", "load_data", "random_crop", "random_shift"]

@@ -14,6 +14,7 @@ from mlperf_opt.errors import DataError
 
 Array = NDArray[Any]
 Task = Literal["classification", "completion"]
+HeldOut = Literal["test", "calibration"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Dataset:
     calibration: Split
     test: Split
     prompt: int = 0
+
+    def held_out(self, name: HeldOut) -> Split:
+        """Return the split of that name: ``test`` for what is reported, ``calibration`` while settings are chosen."""
+        return {"test": self.test, "calibration": self.calibration}[name]
 
     @cached_property
     def sha256(self) -> str:
