@@ -23,6 +23,7 @@ from mlperf_opt.settings import require
 Array = NDArray[Any]
 
 _QUALITY_BATCH = 256
+_WARMUP_SECONDS = 0.05
 _EXACT_ROWS = 32  # sequences or images that the check of an exact pass looks at
 _REFERENCE_ROWS = 64
 _THROUGHPUT_SHARE = 0.2  # of the time for latencies
@@ -182,7 +183,8 @@ def measure(
     fixed, broken = flips(baseline.quality.correct, quality.correct)
     delta = quality.value - baseline.quality.value
     reference, disagreement = subject.against_reference()
-    timing = time_pair(baseline.query, subject.query, seconds=settings.seconds, seed=seed)
+    warmup = min(_WARMUP_SECONDS, settings.seconds)
+    timing = time_pair(baseline.query, subject.query, seconds=settings.seconds, seed=seed, warmup_seconds=warmup)
     throughput, throughput_batch = subject.throughput(settings.throughput_batch, settings.seconds * _THROUGHPUT_SHARE)
     columns: dict[str, Any] = {
         "quality_metric": quality.metric,

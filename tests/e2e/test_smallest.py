@@ -7,7 +7,7 @@ from mlperf_opt import cli
 from mlperf_opt.artifacts import load_graph
 
 pytestmark = pytest.mark.e2e
-FAST = "measure.seconds=0.05"
+FAST = "measure.seconds=0.01"
 
 
 def _run(folder, *arguments):
