@@ -19,7 +19,7 @@ class Export(Pass):
 
     The file is checked by onnx.checker. onnxruntime, if it is installed, runs it on the calibration split, fused as it likes
     and operator by operator, and must agree with the numpy runtime up to rounding both times; how many predictions are equal
-    goes to export.csv. A KV cache becomes inputs ``past.*`` and outputs ``present.*``.
+    goes to the table `check`. A KV cache becomes inputs ``past.*`` and outputs ``present.*``.
     """
 
     effect: ClassVar = "keeps_weights"
@@ -42,7 +42,7 @@ class Export(Pass):
             "sha256": hashlib.sha256(data).hexdigest(),
             **_compared(graph, data, context),
         }
-        return PassResult(graph, row, {"export": [row]}, {"onnx": data})
+        return PassResult(graph, row, {"check": [row]}, {"onnx": data})
 
 
 def _compared(graph: Graph, data: bytes, context: PassContext) -> dict[str, Any]:

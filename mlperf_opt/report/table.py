@@ -156,7 +156,7 @@ def sensitivity_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
     """Return the accuracy of each matrix at each setting, one row a matrix.
 
     Args:
-        rows: of sensitivity.csv, with the keys node, weight, setting (sparsity or bits), value, calibration.
+        rows: of the table `sensitivity`, with the keys node, weight, setting (sparsity or bits), value, calibration.
     """
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -212,7 +212,7 @@ def export_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def export_note(row: Mapping[str, Any]) -> str:
-    """Return one line on a file that the pass export wrote, from its row in export.csv."""
+    """Return one line on a file that the pass export wrote, from its row in the table `check`."""
     text = f"ONNX file: {row['file_bytes']:,} bytes, opset {row['opset']}, onnx.checker passed"
     if not measured(row["predictions"]):
         return f"{text}; onnxruntime is not installed"
