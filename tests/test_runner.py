@@ -246,8 +246,8 @@ def test_tables_of_a_pass_are_files(start, tmp_path):
 def test_two_steps_of_one_pass_keep_the_tables_of_both(start, tmp_path):
     """Two trainings of different lengths, and a network profiled before and after a layer became two."""
     steps = {"first": {"pass": "profile"}, "short": {"pass": "finetune", "epochs": 1}}
-    steps |= {"long": {"pass": "finetune", "epochs": 2}, "lowrank": {"rank": 8, "skip": ["fc2"]}, "last": {"pass": "profile"}}
-    run = start(steps)
+    steps |= {"long": {"pass": "finetune", "epochs": 2}, "lowrank": {"rank": 8, "skip": ["fc2"]}}
+    run = start({**steps, "last": {"pass": "profile"}})
     run.execute()
     lengths = {path.name: len(table(path)) for path in tmp_path.glob("0*.csv")}
     assert lengths == {

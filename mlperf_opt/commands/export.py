@@ -14,9 +14,10 @@ from mlperf_opt.config import RunConfig, Step, build_config, lineage, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.evaluate import MeasureSettings, Subject
+from mlperf_opt.extras import require_installed
 from mlperf_opt.graph import Graph, verify
 from mlperf_opt.measure import Quality, fix_threads
-from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, require_installed
+from mlperf_opt.onnx_export import IR_VERSION, OPSET, export
 from mlperf_opt.overrides import CommandLine
 from mlperf_opt.passes import PassContext
 from mlperf_opt.report import export_table, write_bytes

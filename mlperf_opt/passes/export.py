@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mlperf_opt.errors import ConfigError, PassError
+from mlperf_opt.extras import is_installed, require_installed
 from mlperf_opt.graph import Graph
-from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, is_installed, require_installed
+from mlperf_opt.onnx_export import IR_VERSION, OPSET, export
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.runtimes import NUMPY, OnnxExecutable, agreement, difference, is_quantized, stepwise
 

@@ -46,8 +46,8 @@ def run_grid(records: Sequence[Record]) -> Grid:
         line["weights"] = size(row["weights_bytes"])
         line["ratio"] = fraction(row["weights_ratio"])
         line["token" if tokens else "p50"] = duration(row["token_us" if tokens else "latency_p50_us"])
-        line["speedup"] = _speedup(row)
-        line["status"] = _status(row)
+        line["speedup"] = speedup_text(row)
+        line["status"] = status_text(row)
         cells.append(line)
     return build_grid(cells, left=("step", "pass", "status"))
 
@@ -114,8 +114,8 @@ def sweep_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
         line["change"] = signed(row.get("quality_delta"))
         line["weights"] = size(row.get("weights_bytes"))
         line["ratio"] = fraction(row.get("weights_ratio"))
-        line["speedup"] = _speedup(row)
-        line["status"] = _status(row)
+        line["speedup"] = speedup_text(row)
+        line["status"] = status_text(row)
         cells.append(line)
     return build_grid(cells, left=(*short.values(), "status"))
 
@@ -231,7 +231,7 @@ def _quality_header(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"calibration\n{name}" if splits == {"calibration"} else name
 
 
-def _speedup(row: Mapping[str, Any]) -> str:
+def speedup_text(row: Mapping[str, Any]) -> str:
     """The factor with its interval, or with the word noise where it claims nothing."""
     text = times(row.get("speedup"))
     ends = [row.get(key) for key in ("speedup_low", "speedup_high", "noise_low", "noise_high")]
@@ -243,7 +243,8 @@ def _speedup(row: Mapping[str, Any]) -> str:
     return with_interval(text, low, high, 2)
 
 
-def _status(row: Mapping[str, Any]) -> str:
+def status_text(row: Mapping[str, Any]) -> str:
+    """The status in one word: INVALID, worse (than measure.max_drop allows) or ok."""
     if row.get("status") != "VALID":
         return str(row.get("status") or "INVALID")
     return "worse" if row.get("quality_ok") is False else "ok"

@@ -190,9 +190,20 @@ MISTAKES = {
     "train model=mlp data=reverse": "but data=reverse gives",
     "train model.weights=nowhere": "cannot read nowhere",
     "compare": "expected two",
-    "compare a": "expected two",
-    "compare a b c": "unrecognized arguments: c",
+    "compare a": "expected two or more",
+    "compare a b c": "no such file or folder: 'a'",
+    "compare a b --fail": "unrecognized arguments: --fail",
     "compare a b --fail-on": "--fail-on",
+    "plot": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot save=a.svg": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a save=a.svg save=b.svg": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a -m save=a.svg": "plot: -m: no such flag",
+    "plot a save=a.pdf": "save=a.pdf: expected a file in a folder that exists, ending in .svg or .png",
+    "plot a save=": "save=: expected a file",
+    "plot a save=nowhere/a.svg": "save=nowhere/a.svg: expected a file in a folder that exists",
+    "plot a save=a.svg": "no such file or folder: 'a'",
+    "help plto": "did you mean 'plot'",
 }
 
 
@@ -218,7 +229,7 @@ LONG = "a" * 5000
 )
 def test_a_word_of_thousands_of_letters_is_shortened(words, assert_refused, say):
     assert_refused(words, "..." + "a" * 20)
-    assert len(say(*words).err) < 500
+    assert len(say(*words).err) < 600
 
 
 @pytest.mark.integration
@@ -232,9 +243,23 @@ def test_the_first_word_decides_what_is_explained(say):
     assert say("help", "train").out == say("train", "--help").out
     assert say("help", "compare").out == say("compare", "a", "b", "--help").out
     assert "quality_delta<-0.01" in say("help", "compare").out
+    assert "save=FILE.svg" in say("plot", "--help").out
+    both = say("help", "export").out  # a command and a pass
+    assert both.startswith("mlperf-opt export: ") and "\n\npasses=[export]\n\nWrite the model as" in both
     for words in (["--help"], ["help"], ["help", "help"], [], ["passes=[quant,prun]", "-h"], ["modle=x", "--help"]):
         answer = say(*words)
         assert answer.status == 0 and answer.out.startswith("usage: mlperf-opt"), words
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("group", ["model", "data", "passes", "pipeline", "runtime", "measure"])
+def test_a_group_is_explained_by_what_it_offers(say, group):
+    """The same lines as in the overview, and only those."""
+    overview, answer = say("--help").out.splitlines(), say("help", group)
+    lines = answer.out.splitlines()
+    assert answer.status == 0 and len(lines) >= 3
+    start = overview.index(lines[0])
+    assert overview[start : start + len(lines) + 1] == [*lines, ""]
 
 
 @pytest.mark.integration
