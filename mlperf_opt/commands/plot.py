@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, cast, get_args
 
 from mlperf_opt.errors import ConfigError
 from mlperf_opt.extras import require_installed
-from mlperf_opt.report import Format, draw, panels, read_results, write_bytes
+from mlperf_opt.report import Format, draw, panels, read_results, save_path, write_bytes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,13 +34,11 @@ def run(arguments: list[str], console: Console) -> int:
     sources = [word for word in arguments if not word.startswith("save=")]
     if len(saves) != 1 or not sources:
         raise ConfigError(f"plot: expected {USAGE}, with run folders, sweep folders or CSV files for A and B")
-    path = Path(saves[0])
-    kinds = get_args(Format)
-    if path.suffix.lstrip(".") not in kinds or path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(f"save={saves[0]}: expected a file in a folder that exists, ending in .{' or .'.join(kinds)}")
+    path = save_path(saves[0], *(f".{kind}" for kind in get_args(Format)))
     results = read_results(sources)
     drawn = panels(results)
     require_installed("plot", "matplotlib")
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, draw(drawn, cast(Format, path.suffix.lstrip("."))))
     points = sum(len(series.points) for panel in drawn for series in panel.series)
     for note in (note for result in results for note in result.notes):

@@ -2,7 +2,7 @@
 
 from mlperf_opt.report.compare import Delta, changed_settings, compare, compare_grid, fail_on, unmatched
 from mlperf_opt.report.csv_files import read_metrics, write_metrics, write_table
-from mlperf_opt.report.files import write_bytes, write_json, write_text
+from mlperf_opt.report.files import save_path, write_bytes, write_json, write_text
 from mlperf_opt.report.frontier import panels
 from mlperf_opt.report.grid import Grid, markdown, to_rich
 from mlperf_opt.report.milestone import Promise, milestone_grid, milestone_table
@@ -50,6 +50,7 @@ __all__ = [
     "run_grid",
     "run_notes",
     "run_table",
+    "save_path",
     "sensitivity_grid",
     "sensitivity_note",
     "sensitivity_table",

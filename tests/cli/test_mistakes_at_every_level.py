@@ -199,9 +199,8 @@ MISTAKES = {
     "plot save=a.svg": "plot: expected plot A [B ...] save=FILE.svg",
     "plot a save=a.svg save=b.svg": "plot: expected plot A [B ...] save=FILE.svg",
     "plot a -m save=a.svg": "plot: -m: no such flag",
-    "plot a save=a.pdf": "save=a.pdf: expected a file in a folder that exists, ending in .svg or .png",
-    "plot a save=": "save=: expected a file",
-    "plot a save=nowhere/a.svg": "save=nowhere/a.svg: expected a file in a folder that exists",
+    "plot a save=a.pdf": "save=a.pdf: expected the path of a file that ends in .svg or .png",
+    "plot a save=": "save=: expected a path",
     "plot a save=a.svg": "no such file or folder: 'a'",
     "help plto": "did you mean 'plot'",
 }
@@ -212,6 +211,17 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing(line, assert_refused):
     words = ["a b=1"] if line == "a b=1" else line.split()
     assert_refused(words, MISTAKES[line])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "words", [["export", "model=mlp"], ["train", "model=mlp"], ["plot", "run"]], ids=lambda words: words[0]
+)
+def test_where_nothing_can_be_written_no_work_is_done(words, assert_refused, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    ending = {"export": "onnx", "train": "safetensors", "plot": "svg"}[words[0]]
+    for place in ("taken", "taken/deeper"):
+        assert_refused([*words, f"save={place}/x.{ending}"], f"save={place}/x.{ending}: taken is a file, expected a folder")
 
 
 LONG = "a" * 5000
