@@ -246,6 +246,9 @@ def _explain(error: Exception, name: str, overrides: list[str], config_dir: Path
     if missing is not None:
         group, choice = missing.groups()
         known = options(group, config_dir) or re.findall(r"^\t(\S+)$", str(error), re.MULTILINE)
+        if group == "train" and not any(word.startswith("train=") for word in overrides):  # nobody wrote train=...
+            advice = f"add train/{choice}.yaml to your --config-dir, or choose train=NAME{did_you_mean('', known)}"
+            return f"model={choice} has no recipe to train it: {advice}"
         return f"{group}={choice}: no such {group}{did_you_mean(choice, known)}"
     unknown = re.search(r"Could not (?:override|append to config|delete from config)\W+'?([\w.@/]+)", str(error))
     if unknown is None:

@@ -40,7 +40,7 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, show: Show) -> None:
         self.records: list[Record] = []
-        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.tables: dict[str, Mapping[str, list[dict[str, Any]]]] = {}  # by step
         self._config = config
         self._folder = folder
         self._show = show
@@ -88,9 +88,9 @@ class Run:
         result = step.apply(source.graph, context)
         verify(result.graph)
         seconds = time.perf_counter() - started
-        for name, rows in result.tables.items():
-            self.tables[name] = rows
-            write_table(self._folder / f"{name}.csv", rows)
+        self.tables[step.name] = result.tables
+        for table, rows in result.tables.items():
+            write_table(self._path(f"{step.name}-{table}", "csv"), rows)
         for ending, content in result.files.items():
             write_bytes(self._path(step.name, ending), content)
         self._finish(step.name, result, step, seconds)

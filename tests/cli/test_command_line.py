@@ -100,7 +100,7 @@ def test_help_and_misspellings_import_nothing_heavy(arguments, tmp_path):
     """What makes them fast, told without a clock."""
     code = (
         "import sys; from mlperf_opt import cli; status = cli.main(sys.argv[1:]);"
-        "heavy = {'numpy', 'hydra', 'pandas', 'rich', 'omegaconf', 'numba', 'onnx', 'onnxruntime'};"
+        "heavy = {'numpy', 'hydra', 'pandas', 'rich', 'omegaconf', 'matplotlib', 'numba', 'onnx', 'onnxruntime'};"
         "print(status, sorted(heavy & set(sys.modules)))"
     )
     command = [sys.executable, "-c", code, *arguments]
@@ -121,6 +121,7 @@ def test_help_names_every_pass_and_command(say):
         "train",
         "export",
         "compare",
+        "plot",
         "transformer",
     ):
         assert word in shown
