@@ -114,7 +114,7 @@ class Run:
         baseline = self._done[BASELINE].subject if step else subject
         subject.timed_outputs.clear()
         columns, faults, notes = measure(subject, baseline, self._data, settings, self._config.seed)
-        if step is not None and source is not None and step.apply.tolerance == 0:
+        if step is not None and source is not None and step.apply.is_exact(source.graph):
             fact = exactness(source.subject, subject, self._data)
             faults += [f"{step.name} must leave the outputs as they are: {fact}"] if fact else []
         record = replace(
