@@ -267,8 +267,9 @@ def load(config: RunConfig) -> tuple[Graph, Dataset]:
     graph = _trained(config.model, path.stat().st_mtime if path and path.exists() else 0.0)
     data = config.data.load()
     check_fit(graph, data)
-    samples = len(data.test)
-    expected = f"at most {samples:,}, the test samples of data={data.name}"
+    split = config.measure.split
+    samples = len(data.held_out(split))
+    expected = f"at most {samples:,}, the {split} samples of data={data.name}"
     require(config.measure.batch <= samples, "measure.batch", config.measure.batch, expected)
     for step in config.steps:
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.data import Dataset, Split
+from mlperf_opt.data import Dataset, HeldOut, Split
 from mlperf_opt.graph import Graph
 from mlperf_opt.measure import (
     Quality,
@@ -51,12 +51,15 @@ class MeasureSettings:
         throughput_batch: samples in a query of the throughput measurement.
         max_drop: a larger loss of quality than this against the baseline is marked: a fraction, or for a text nats for each
             token, where 0.01 more is a perplexity 1 % higher.
+        split: what quality is counted on and timed queries are taken from: test, or calibration while settings are chosen,
+            which leaves the test split unread.
     """
 
     seconds: float = 0.5
     batch: int = 1
     throughput_batch: int = 256
     max_drop: float = 0.01
+    split: HeldOut = "test"
 
     def __post_init__(self) -> None:
         require(0 < self.seconds <= 3600, "seconds", self.seconds, "more than 0, at most 3600")
@@ -69,9 +72,10 @@ class Subject:
     """A model under measurement: its executable, and what one query of the task is.
 
     A query of a classification is a batch of inputs; of a completion or a text, greedy generation of the whole answer.
+    Inputs are those of one held-out split.
     """
 
-    def __init__(self, graph: Graph, runtime: Runtime, data: Dataset, batch: int) -> None:
+    def __init__(self, graph: Graph, runtime: Runtime, data: Dataset, batch: int, split: HeldOut = "test") -> None:
         self.graph = graph
         self.executable: Executable = runtime.prepare(graph)
         self._reference = None if runtime.name == NUMPY.name else NUMPY
@@ -79,10 +83,11 @@ class Subject:
         # where nothing can be rounded the other way, the reference is held to what it is for floats
         self._loose = is_quantized(graph) and not (runtime.exact and not may_flip(graph))
         self._data = data
-        self._inputs = data.test.inputs if data.task == "classification" else prompts(data)
+        self._split = data.held_out(split)
+        self._inputs = self._split.inputs if data.task == "classification" else prompts(data, self._split)
         starts = range(0, len(self._inputs) - batch + 1, batch)
         self._queries = [self._inputs[start : start + batch] for start in starts] or [self._inputs]
-        self.batch = len(self._queries[0])  # a batch beyond the test split is the whole split
+        self.batch = len(self._queries[0])  # a batch beyond the split is the whole split
         self.timed_outputs: dict[int, Array] = {}
         self.quality = self._measure_quality()
         is_text = data.task == "language"  # whose quality run generates nothing
@@ -101,10 +106,10 @@ class Subject:
 
     def _measure_quality(self) -> Quality:
         if self._data.task == "completion":
-            return exact_match(self.run, self._inputs, answers(self._data), _QUALITY_BATCH)
+            return exact_match(self.run, self._inputs, answers(self._data, self._split), _QUALITY_BATCH)
         if self._data.task == "language":
-            return text_quality(self.executable, self._data.test)
-        return accuracy(self.run, self._inputs, self._data.test.targets, _QUALITY_BATCH)
+            return text_quality(self.executable, self._split)
+        return accuracy(self.run, self._inputs, self._split.targets, _QUALITY_BATCH)
 
     def timed_difference(self) -> str:
         """Return what is wrong with the outputs of the timed run, ``""`` if they are those of the quality run."""
@@ -165,15 +170,14 @@ def text_quality(executable: Executable, split: Split) -> Quality:
     return nats_per_token(lambda tokens: stepwise(executable, tokens), split.inputs, split.targets, batch)
 
 
-def prompts(data: Dataset) -> Array:
-    """The prompts (N, P) of the test split: of a completion's all rows, of a text's the first few windows."""
-    rows = len(data.test) if data.task == "completion" else _PROMPTS
-    return data.test.inputs[:rows, : data.prompt]
+def prompts(data: Dataset, split: Split) -> Array:
+    """The prompts (N, P) of a held-out split: of a completion's all rows, of a text's the first few windows."""
+    return split.inputs[: len(split) if data.task == "completion" else _PROMPTS, : data.prompt]
 
 
-def answers(data: Dataset) -> Array:
-    """The answers (N, A) of a completion task's test split."""
-    return data.test.targets[:, data.prompt - 1 :]
+def answers(data: Dataset, split: Split) -> Array:
+    """The answers (N, A) of a completion task's held-out split."""
+    return split.targets[:, data.prompt - 1 :]
 
 
 def exactness(before: Subject, after: Subject, data: Dataset) -> str:
@@ -230,11 +234,15 @@ def measure(
     faults = [fact for fact in (subject.timed_difference(), disagreement) if fact]
     if quality.nan_rows:
         faults.append(f"{quality.nan_rows} outputs are not a number")
-    notes = [text_note(quality, data)] if data.task == "language" else []
+    notes = [text_note(quality, data, settings.split)] if data.task == "language" else []
     return columns, faults, [*notes, *timing.notes]
 
 
-def text_note(quality: Quality, data: Dataset) -> str:
-    """Say what the nats of the test split are in other units: the perplexity of a token, and bits for each character."""
-    bits = quality.value * int((data.test.targets >= 0).sum()) / math.log(2) / data.characters
+def text_note(quality: Quality, data: Dataset, split: HeldOut) -> str:
+    """Say what nats are in other units: the perplexity of a token, and bits for each character."""
+    assert data.tokenizer is not None
+    targets = data.held_out(split).targets
+    counted = targets[targets >= 0]
+    characters = len(data.tokenizer.decode(counted.tolist()).decode("utf-8", "replace"))
+    bits = quality.value * len(counted) / math.log(2) / characters
     return f"perplexity {math.exp(quality.value):.3f}, {bits:.4f} bits per character"

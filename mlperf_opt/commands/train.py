@@ -80,7 +80,7 @@ def run(line: CommandLine, console: Console) -> int:
         quality = Subject(trained, NUMPY, data, 1).quality
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
     write_text(_readme_path(path), _readme(model, data, plain, trained, quality, saved.sha256, overrides))
-    note = f", {text_note(quality, data)}" if data.task == "language" else ""
+    note = f", {text_note(quality, data, 'test')}" if data.task == "language" else ""
     console.print(f"test {_worded(quality)}{note}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
     console.print(f"written to {path} ({saved.file_bytes:,} bytes, sha256 {saved.sha256})", soft_wrap=True)
     return 0

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 
-from mlperf_opt.data.dataset import Dataset, Split, Stream
+from mlperf_opt.data.dataset import Dataset, HeldOut, Split, Stream
 from mlperf_opt.data.digits import load_digits
 from mlperf_opt.data.idx import ENVIRONMENT, load_idx
 from mlperf_opt.data.loader import Loader, random_crop, random_shift
@@ -44,6 +44,7 @@ def _load(name: str, root: str | None, **own: Hashable) -> Dataset:
 __all__ = [
     "DATASETS",
     "Dataset",
+    "HeldOut",
     "Loader",
     "Split",
     "Stream",

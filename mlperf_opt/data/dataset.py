@@ -15,6 +15,7 @@ from mlperf_opt.errors import DataError
 
 Array = NDArray[Any]
 Task = Literal["classification", "completion", "language"]
+HeldOut = Literal["test", "calibration"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,6 @@ class Dataset:
         prompt: but for classification: the first tokens of a row that are given where the rest is to be generated.
         answer: but for classification: tokens to generate.
         tokenizer: language only: what the tokens stand for.
-        characters: language only: characters of the test split.
     """
 
     name: str
@@ -116,15 +116,19 @@ class Dataset:
     prompt: int = 0
     answer: int = 0
     tokenizer: Tokenizer | None = None
-    characters: int = 0
 
     @cached_property
     def largest(self) -> tuple[int, int]:
         """The largest input and the largest target: of tokens and classes, one less than a model must know."""
         if self.tokenizer is not None:
             return self.tokenizer.size - 1, self.tokenizer.size - 1
+        assert isinstance(self.train, Split)
         inputs, targets = self.train.arrays
         return int(inputs.max()), int(targets.max())
+
+    def held_out(self, name: HeldOut) -> Split:
+        """Return the split of that name: ``test`` for what is reported, ``calibration`` while settings are chosen."""
+        return {"test": self.test, "calibration": self.calibration}[name]
 
     @cached_property
     def sha256(self) -> str:

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -74,8 +75,8 @@ def load_text(
         prompt, answer: see `Dataset`; the answer is shorter where the window leaves less room.
 
     Returns:
-        tokens: train a `Stream`; calibration and test windows (N, window) int64 side by side, in which each token of the split
-        is the target once. Behind the end of a split the targets are -1.
+        tokens: train a `Stream`; calibration and test windows (N, window) int64 side by side, in which each token of the
+        split is the target once. Behind the end of a split the targets are -1.
 
     Raises:
         ConfigError: bpe without the package `tokenizers`.
@@ -94,7 +95,6 @@ def load_text(
         for part in _Piece(file, 0, pieces[-1].end).data():
             digest.update(part)
         known, tokens = _tokens(file, pieces, digest.hexdigest(), tokenizer, vocabulary)
-        characters = sum(map(len, pieces[-1].text()))
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
     train, calibration, test = tokens
@@ -107,7 +107,6 @@ def load_text(
         prompt=prompt,
         answer=min(answer, window - prompt + 1),
         tokenizer=known,
-        characters=characters,
     )
 
 
@@ -136,12 +135,12 @@ def _split(file: Path) -> tuple[_Piece, _Piece, _Piece]:
             behind = stream.read(4)
             # the bytes 10xxxxxx go on with a character that has begun
             cuts[place] += next((i for i, byte in enumerate(behind) if byte & 0xC0 != 0x80), 0)
-    train, calibration, test = (_Piece(file, start, end) for start, end in zip(cuts, cuts[1:], strict=False))
+    train, calibration, test = (_Piece(file, start, end) for start, end in pairwise(cuts))
     return train, calibration, test
 
 
 def _windows(before: Array, tokens: Array, window: int) -> Split:
-    """Return windows side by side in which each of ``tokens`` is the target once: the first is predicted from the last before."""
+    """Return windows side by side in which each of ``tokens`` is the target once, the first after the last of ``before``."""
     count = -(-len(tokens) // window)
     if count < 2:
         raise DataError(

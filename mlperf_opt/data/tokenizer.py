@@ -1,7 +1,7 @@
 """Text <-> token ids: by characters, and by byte pairs.
 
-What a tokenizer knows is plain data, a small dict, and travels in the model file: whoever has the file can read what the model
-writes. Only encoding with byte pairs needs the package `tokenizers`, which is written in Rust.
+What a tokenizer knows is plain data, a small dict, and travels in the model file: whoever has the file can read what the
+model writes. Only encoding with byte pairs needs the package `tokenizers`.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def learn_characters(text: Iterable[str]) -> CharTokenizer:
 def learn_pairs(data: Iterable[bytes], vocabulary: int) -> BpeTokenizer:
     """Return the tokenizer of ``vocabulary`` tokens that joins, again and again, the pair that occurs most.
 
-    Pairs are joined within words: a run of letters, of digits or of other signs, each with the space before it, or of blanks.
+    Pairs are joined within words: a run of letters, digits or other signs, each with the space before it, or of blanks.
 
     Raises:
         ConfigError: the package `tokenizers` is not installed.
@@ -199,8 +199,8 @@ def _merges(trained: Native) -> Iterator[tuple[int, int]]:
         yield ids[left], ids[right]
 
 
-# The package works on text. Each byte is shown to it as a character of its own, from U+0100 on: letters, none of which it, or a
-# normalisation, treats as a blank or a control character.
+# The package works on text. Each byte is shown to it as a character of its own, from U+0100 on: none of these is a blank or
+# a control character, which it might treat in a way of their own.
 _SHIFT = 0x100
 
 

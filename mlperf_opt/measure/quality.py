@@ -28,8 +28,8 @@ class Quality:
         value: right / n, 0..1; or nats, of which less is better.
         low, high: its 95 % interval: Wilson's, or over windows.
         correct: (n,) bool, read-only; None where no answer is right or wrong.
-        outputs: what the model gave, read-only: float32 (n, classes) logits, or (n, length) completions; for nats those of each
-            window, float64 (n,).
+        outputs: what the model gave, read-only: float32 (n, classes) logits, or (n, length) completions; for nats those of
+            each window, float64 (n,).
         nan_rows: samples whose output holds a NaN; they count as wrong, and make nats NaN.
     """
 
@@ -95,8 +95,8 @@ def exact_match(complete: Callable[[Array], Array], prompts: Array, answers: Arr
 def nats_per_token(predict: Callable[[Array], Array], inputs: Array, targets: Array, batch: int) -> Quality:
     """Return the mean of -ln p(target), in nats, over the targets that count; its exponential is the perplexity.
 
-    The interval is the normal one of a ratio over windows (Cochran, Sampling Techniques, 1977, 6.4): tokens of a window depend
-    on each other, so windows are what is counted.
+    The interval is the normal one of a ratio over windows (Cochran, Sampling Techniques, 1977, 6.4): tokens of a window
+    depend on each other, so windows are what is counted.
 
     Args:
         predict: (b, T) tokens -> (b, T, classes) logits.

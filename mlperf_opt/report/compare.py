@@ -254,6 +254,8 @@ def _delta(step: str, metric: str, old: Row, new: Row) -> Delta:
         other = [f"{key} {old[key]} and {new[key]}" for key in _TIMED_UNDER if old[key] != new[key]]
         if other:
             return replace(plain, note=f"timed differently: {', '.join(other)}")
+    if metric == "quality" and old["split"] != new["split"]:
+        return replace(plain, note=f"counted on different splits: {old['split']} and {new['split']}")
     if metric == "quality" and old["quality_metric"] != new["quality_metric"]:
         return replace(plain, note=f"different metrics: {old['quality_metric']} and {new['quality_metric']}")
     difference = after - before

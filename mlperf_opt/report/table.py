@@ -226,7 +226,9 @@ def _of(part: Any, whole: Any) -> str:
 
 def _quality_header(rows: Sequence[Mapping[str, Any]]) -> str:
     metrics = {row.get("quality_metric") for row in rows if measured(row.get("quality_metric"))}
-    return _QUALITY_HEADERS.get(str(metrics.pop()), "quality") if len(metrics) == 1 else "quality"
+    name = _QUALITY_HEADERS.get(str(metrics.pop()), "quality") if len(metrics) == 1 else "quality"
+    splits = {row.get("split") for row in rows if measured(row.get("split"))}
+    return f"calibration\n{name}" if splits == {"calibration"} else name
 
 
 def _speedup(row: Mapping[str, Any]) -> str:

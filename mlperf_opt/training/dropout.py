@@ -1,7 +1,7 @@
 """Dropout, which is no op: the trainer multiplies some values by random factors, and no graph or file knows of it.
 
-Dropped are the embedded tokens and what each branch adds to the residual stream (Vaswani, arXiv:1706.03762, 5.4). A number is
-kept with the probability 1 - rate and then divided by it, so that nothing has to be scaled afterwards (Srivastava et al.,
+Dropped are the embedded tokens and what each branch adds to the residual stream (Vaswani, arXiv:1706.03762, 5.4). A number
+is kept with the probability 1 - rate and then divided by it, so that nothing has to be scaled afterwards (Srivastava et al.,
 JMLR 15, 2014, in the inverted form).
 """
 
@@ -17,22 +17,22 @@ from mlperf_opt.graph import Graph
 Array = NDArray[Any]
 
 _LEVELS = 256  # a random byte a number; the rate is kept to so many steps
-_EMBEDDING = "embedding"
+_PLACING = ("learned_positions", "sinusoidal_positions")
 
 
 def droppable(graph: Graph) -> dict[str, int]:
     """Return the values that dropout works on, with their widths: linear layers without an activation that an add reads, and
     the embedded tokens, with their positions where those are added."""
-    makers = {node.output: node for node in graph.nodes}
-    found: list[str] = []
-    for node in graph.nodes:
-        readers = graph.consumers(node.output)
-        if node.op == "linear" and not node.attributes.get("activation"):
-            found += [node.output] if any(reader.op == "add" for reader in readers) else []
-        elif node.op.endswith("_positions") and node.inputs[0] in makers and makers[node.inputs[0]].op == _EMBEDDING:
-            found.append(node.output)
-        elif node.op == _EMBEDDING and not any(reader.op.endswith("_positions") for reader in readers):
-            found.append(node.output)
+    embedded = {node.output for node in graph.nodes if node.op == "embedding"}
+    placed = {node.output for node in graph.nodes if node.op in _PLACING and node.inputs[0] in embedded}
+    bare = {name for name in embedded if not any(reader.output in placed for reader in graph.consumers(name))}
+    added = {name for node in graph.nodes if node.op == "add" for name in node.inputs}
+    found = [
+        node.output
+        for node in graph.nodes
+        if node.output in placed | bare
+        or (node.op == "linear" and node.output in added and not node.attributes.get("activation"))
+    ]
     return {name: int(graph.specs[name].shape[-1]) for name in found}
 
 

@@ -260,6 +260,6 @@ class _Training:
             share = counts[parts[part]].sum() / counts.sum()
             loss, hits = loss + share * one, hits + right
             for name, grad in grads.items():
-                grad *= grad.dtype.type(share)
-                total[name] = np.add(total[name], grad, out=total[name]) if name in total else grad
+                part_of_total = grad * grad.dtype.type(share)
+                total[name] = total[name] + part_of_total if name in total else part_of_total
         return float(loss), hits, total

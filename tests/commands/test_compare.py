@@ -13,8 +13,16 @@ from mlperf_opt.report.csv_files import write_metrics
 
 
 def record(name, **fields):
-    basics = {"run": "r", "model": "mlp", "data": "digits", "seed": 0, "runtime": "numpy", "threads": 1, "batch": 1}
-    basics |= {"step": 0, "name": name, "pass_": name, "settings": "{}", "quality_metric": "accuracy"}
+    basics = {"run": "r", "model": "mlp", "data": "digits", "split": "test", "seed": 0, "runtime": "numpy"}
+    basics |= {
+        "threads": 1,
+        "batch": 1,
+        "step": 0,
+        "name": name,
+        "pass_": name,
+        "settings": "{}",
+        "quality_metric": "accuracy",
+    }
     basics |= {"quality": 0.95, "quality_low": 0.93, "quality_high": 0.97, "weights_bytes": 9640, "status": "VALID"}
     return Record(**{**basics, **fields})
 
