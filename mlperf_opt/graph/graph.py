@@ -138,12 +138,19 @@ class Graph:
         return found
 
     def matrices(self) -> dict[str, Node]:
-        """The weights that multiply an input, each with the (first) node that uses it: what quant and prune work on."""
+        """The weights that multiply an input, each with a node that uses it: what quant and prune work on.
+
+        Of several nodes it is the first that computes a product: a table that is the weight of the logits too is theirs.
+        """
         found: dict[str, Node] = {}
         for node, role, name in self._uses("parameters"):
-            if role == node.definition.matrix:
-                found.setdefault(name, node)
+            if role == node.definition.matrix and (name not in found or found[name].op == "embedding" != node.op):
+                found[name] = node
         return found
+
+    def readers(self, weight: str) -> list[str]:
+        """Return the names of the nodes that read a weight, in whatever part."""
+        return [node.output for node in self.nodes if weight in (split_name(name)[0] for name in node.inputs)]
 
     def _uses(self, roles: str) -> Iterator[tuple[Node, str, str]]:
         for node in self.nodes:
@@ -162,7 +169,7 @@ class Graph:
         for node in self.nodes:
             if node.op == "learned_positions":
                 return self.weights[split_name(node.argument("table"))[0]].values.shape[0]
-            if node.op == "sinusoidal_positions":
+            if node.op in ("sinusoidal_positions", "rotary"):
                 return int(node.attributes["context"])
         return None
 

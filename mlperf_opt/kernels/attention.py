@@ -20,7 +20,9 @@ from mlperf_opt.kernels.simd import (
     load_float,
     load_floats,
     load_int,
+    multiply,
     multiply_add,
+    partners,
     store_float,
     store_floats,
     store_int,
@@ -30,6 +32,7 @@ from mlperf_opt.kernels.simd import (
 # fields, behind the opcode; steps in bytes
 QUERY, KEYS, VALUES, OUT, QUERY_STEP, KEYS_STEP, VALUES_STEP, OUT_STEP, HEADS, HEAD_WIDTH, CAUSAL, SCRATCH = range(1, 13)
 CAPACITY = 13  # cached: places of the state, whole vectors of them
+SHARED = 14  # heads of queries for each head of keys and values
 CACHE, NEW, NEW_STEP, IS_KEYS = 1, 2, 3, 4  # cache_write (HEADS, HEAD_WIDTH and CAPACITY as above)
 _NONE = np.float32(0)
 
@@ -92,20 +95,21 @@ def attention(instruction, memories, sequences, time):
         field(instruction, KEYS_STEP),
         field(instruction, VALUES_STEP),
     )
-    out_step = field(instruction, OUT_STEP)
+    out_step, shared = field(instruction, OUT_STEP), field(instruction, SHARED)
     places = whole_vectors(time)
     transposed = operand(instruction, SCRATCH, memories)
     scores = transposed + 4 * width * places
     for sequence in range(sequences):
         first = sequence * time
         for head in range(heads):
-            shift = 4 * head * width
-            keys = operand(instruction, KEYS, memories) + first * k_step + shift
-            for i in range(width):
-                for t in range(time):
-                    store_float(transposed + 4 * (i * places + t), load_float(keys + t * k_step + 4 * i))
+            shift, of_keys = 4 * head * width, 4 * (head // shared) * width
+            if head % shared == 0:
+                keys = operand(instruction, KEYS, memories) + first * k_step + of_keys
+                for i in range(width):
+                    for t in range(time):
+                        store_float(transposed + 4 * (i * places + t), load_float(keys + t * k_step + 4 * i))
             query = operand(instruction, QUERY, memories) + first * q_step + shift
-            values = operand(instruction, VALUES, memories) + first * v_step + shift
+            values = operand(instruction, VALUES, memories) + first * v_step + of_keys
             out = operand(instruction, OUT, memories) + first * out_step + shift
             for t in range(time):
                 used = t + 1 if field(instruction, CAUSAL) else time
@@ -140,11 +144,11 @@ def cached_attention(instruction, memories, offsets, sequence_of_state, sequence
     """New place t of a sequence sees the places that it holds and the new ones up to t."""
     heads, width = field(instruction, HEADS), field(instruction, HEAD_WIDTH)
     capacity, wide = field(instruction, CAPACITY), whole_vectors(width)
-    scores = operand(instruction, SCRATCH, memories)
+    scores, shared = operand(instruction, SCRATCH, memories), field(instruction, SHARED)
     for sequence in range(sequences):
         start = load_int(offsets + 8 * sequence)
         for head in range(heads):
-            of_head = (sequence_of_state + sequence) * heads + head
+            of_head = ((sequence_of_state + sequence) * heads + head) // shared
             keys = operand(instruction, KEYS, memories) + 4 * of_head * width * capacity
             values = operand(instruction, VALUES, memories) + 4 * of_head * capacity * wide
             for t in range(time):
@@ -160,3 +164,27 @@ def advance(lengths, offsets, out, sequences):
     """Each sequence holds ``lengths`` places more."""
     for sequence in range(sequences):
         store_int(out + 8 * sequence, load_int(offsets + 8 * sequence) + load_int(lengths + 8 * sequence))
+
+
+# rotary: tables of cosines and sines, PERIOD floats a place
+X, TURNED, X_STEP, TURNED_STEP, COUNT, COSINES, SINES, PERIOD, PLACES, OFFSETS = range(1, 11)
+
+
+@kernel()
+def rotary(instruction, memories, offsets, sequences, time):
+    """x cosines + (x with the two of each pair exchanged) sines; a place behind the last takes the last (padding)."""
+    x, out = operand(instruction, X, memories), operand(instruction, TURNED, memories)
+    cosines, sines = operand(instruction, COSINES, memories), operand(instruction, SINES, memories)
+    period, last = field(instruction, PERIOD), field(instruction, PLACES) - 1
+    for sequence in range(sequences):
+        first = 0
+        if field(instruction, OFFSETS):
+            first = load_int(offsets + 8 * sequence)
+        for t in range(time):
+            row = min(first + t, last) * period
+            for i in range(0, field(instruction, COUNT), LANES):
+                value, place = load_floats(x + 4 * i), 4 * (row + i % period)
+                across = multiply(partners(value), load_floats(sines + place))
+                store_floats(out + 4 * i, multiply_add(value, load_floats(cosines + place), across))
+            x += field(instruction, X_STEP)
+            out += field(instruction, TURNED_STEP)

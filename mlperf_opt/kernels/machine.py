@@ -19,8 +19,8 @@ from mlperf_opt.kernels.simd import load_int, store_int
 (
     PRODUCT, RELU, GELU, ADD, SOFTMAX, LAYER_NORM, EMBEDDING, POSITION_TABLE, QUANTIZE, ROW_GRIDS, PACK_IMAGE, UNPACK_IMAGE,
     QUANTIZE_IMAGE, MAX_POOL, AVERAGE_POOL, ATTENTION, CACHE_WRITE, CACHED_ATTENTION, COPY, TILE_PRODUCT,
-    SPARSE_PRODUCT,
-) = range(21)  # fmt: skip
+    SPARSE_PRODUCT, ROTARY,
+) = range(22)  # fmt: skip
 _INSTRUCTION_BYTES = 8 * WIDTH
 # A job: what `run` wants to know, as int64 at these places.
 PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP = range(6)
@@ -31,6 +31,7 @@ _product_if_sparse = _sparse.sparse_product
 _product_on_tiles = _amx.product_on_tiles
 _relu, _gelu, _add, _softmax = _elementwise.relu, _elementwise.gelu, _elementwise.add_rows, _elementwise.softmax
 _layer_norm, _embedding, _positions = _elementwise.layer_norm, _elementwise.embedding, _elementwise.positions
+_rotary = _attention.rotary
 _quantize, _row_grids = _elementwise.quantize, _elementwise.row_grids
 _pack, _unpack, _quantize_image = _images.pack_image, _images.unpack_image, _images.quantize_image
 _max_pool, _average_pool = _images.max_pool, _images.average_pool
@@ -63,6 +64,8 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
         return _embedding(instruction, memories, rows)
     elif opcode == POSITION_TABLE:
         _positions(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
+    elif opcode == ROTARY:
+        _rotary(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
     elif opcode == QUANTIZE:
         _quantize(instruction, memories, rows)
     elif opcode == ROW_GRIDS:

@@ -209,6 +209,13 @@ def multiply_add(b: Any, x: Any, y: Any, z: Any) -> Any:
     return call(b, "llvm.fma.v16f32", x.type, x, y, z)
 
 
+@instruction(f32x16, f32x16)
+def partners(b: Any, x: Any) -> Any:
+    """The two of each pair exchanged."""
+    exchanged = ir.Constant(lanes_of(I32), [lane ^ 1 for lane in range(LANES)])
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), exchanged)
+
+
 @instruction(f32x16, f32x16, f32x16)
 def larger(b: Any, x: Any, y: Any) -> Any:
     """x where it is larger or not a number, else y: one instruction, and what is not a number stays visible."""

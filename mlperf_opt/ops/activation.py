@@ -94,9 +94,9 @@ def onnx_activated(form: Form, activation: str) -> Form:
     return (*form[:-1], replace(form[-1], output="before"), kind)
 
 
-def softmax(x: Array, axis: int = -1) -> Array:
-    """exp(x - max) / sum; the shift keeps exp within range for any input. A row must hold one finite value."""
-    y = x - np.maximum.reduce(x, axis=axis, keepdims=True)
+def softmax(x: Array, axis: int = -1, out: Array | None = None) -> Array:
+    """exp(x - max) / sum, into ``out`` (which may be x); the shift keeps exp in range. A row must hold one finite value."""
+    y = np.subtract(x, np.maximum.reduce(x, axis=axis, keepdims=True), out=out)
     np.exp(y, out=y)
     y /= np.add.reduce(y, axis=axis, keepdims=True)
     return y

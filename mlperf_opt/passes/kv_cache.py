@@ -51,9 +51,9 @@ class KvCache(Pass):
 
 
 def _states(graph: Graph, node: Node) -> list[State]:
-    heads = int(node.attributes["heads"])
-    width = int(graph.specs[node.output].shape[2])
-    spec = Spec(("N", heads, "L", width // heads), "float32")
+    width = int(graph.specs[node.output].shape[2]) // int(node.attributes["heads"])
+    heads = int(graph.specs[node.argument("k")].shape[2]) // width  # those of the keys: queries may share them
+    spec = Spec(("N", heads, "L", width), "float32")
     return [State(f"{node.output}.{kind}", spec, f"{node.output}.{kind}.next") for kind in ("keys", "values")]
 
 

@@ -98,7 +98,7 @@ class Prune(Pass):
 
     def check(self, graph: Graph) -> None:
         names = graph.matrices()
-        known = {*names, *(node.output for node in names.values())}
+        known = {*names, *(reader for name in names for reader in graph.readers(name))}
         for name in self.skip:
             if name not in known:
                 raise PassError(f"prune: skip={name}: no such weight or node{did_you_mean(name, known)}")
@@ -188,7 +188,7 @@ class Prune(Pass):
         )
 
     def _chosen(self, graph: Graph) -> list[str]:
-        return [n for n, node in graph.matrices().items() if n not in self.skip and node.output not in self.skip]
+        return [name for name in graph.matrices() if set(self.skip).isdisjoint({name, *graph.readers(name)})]
 
 
 def _zeros(weights: dict[str, Weight]) -> dict[str, Any]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
+
 from mlperf_opt.graph import Graph, Node, State
 from mlperf_opt.kernels import machine
 from mlperf_opt.kernels.emit import LANES
+from mlperf_opt.ops.rotary import rotation_rows
 from mlperf_opt.runtimes.compiled.program import Program
 
 _FLOAT = 4
@@ -16,11 +21,26 @@ def lower_attention(program: Program, node: Node) -> None:
     out = program.new(node)
     heads = int(node.attributes["heads"])
     width = out.count // heads
+    shared = out.count // k.count
     places = padded(program.rows)
     scratch = program.scratch(_FLOAT * places * (width + 1))  # the keys of a head, transposed, and scores
     program.emit(
         machine.ATTENTION, q.start(), k.start(), v.start(), out.start(), q.row_step, k.row_step, v.row_step, out.row_step,
-        heads, width, int(node.attributes["causal"]), scratch,
+        heads, width, int(node.attributes["causal"]), scratch, 0, shared,
+    )  # fmt: skip
+
+
+def lower_rotary(program: Program, node: Node) -> None:
+    """rotary: tables whose rows are filled up to whole vectors by further heads; all nodes of one kind read the same."""
+    x, out = program.inside(node.argument("x")), program.new(node)
+    width, context = int(node.attributes["width"]), int(node.attributes["context"])
+    heads = math.lcm(width, LANES) // width
+    names = (f"cosines {context} {width}", f"sines {context} {width}")
+    tables = (np.tile(rows, heads) for rows in rotation_rows(context, width))
+    cosines, sines = (program.shared_constant(name, table) for name, table in zip(names, tables, strict=True))
+    program.emit(
+        machine.ROTARY, x.start(), out.start(), x.row_step, out.row_step, out.count, cosines, sines,
+        heads * width, context, 1 if node.argument("offset") else 0,
     )  # fmt: skip
 
 
@@ -40,10 +60,11 @@ def lower_cached_attention(program: Program, node: Node) -> None:
     keys, values = (program.state(updates[node.argument(a)]) for a in ("keys", "values"))
     q, out = program.value(node.argument("q")), program.new(node)
     heads = int(node.attributes["heads"])
+    shared = heads // int(program.graph.specs[node.argument("keys")].shape[1])
     scratch = program.scratch(_FLOAT * padded(program.rows))
     program.emit(
         machine.CACHED_ATTENTION, q.start(), keys, values, out.start(), q.row_step, 0, 0, out.row_step, heads,
-        out.count // heads, 1, scratch, 0,
+        out.count // heads, 1, scratch, 0, shared,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from mlperf_opt.runtimes.compiled.attention_ops import (
     lower_attention,
     lower_cache_write,
     lower_cached_attention,
+    lower_rotary,
 )
 from mlperf_opt.runtimes.compiled.image_ops import lower_pool
 from mlperf_opt.runtimes.compiled.products import lower_codes, lower_float
@@ -40,6 +41,7 @@ LOWERINGS: dict[str, Lower] = {
     "qembedding": lower_embedding,
     "learned_positions": lower_positions,
     "sinusoidal_positions": lower_positions,
+    "rotary": lower_rotary,
     "quantize": lower_quantize,
     "row_scale": lower_row_grid,
     "row_zero": lower_row_grid,
