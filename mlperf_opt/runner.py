@@ -135,7 +135,7 @@ class Run:
         weights = graph.parameters().values()
         parameters = sum(weight.values.size for weight in weights)
         nonzero = sum(int(weight.values.size - weight.is_zero.sum()) for weight in weights)
-        inputs = self._data.train.inputs
+        inputs = self._data.calibration.inputs
         length = inputs.shape[1] if inputs.ndim == 2 else 1
         baseline = self._done[BASELINE].saved if BASELINE in self._done else saved
         return {

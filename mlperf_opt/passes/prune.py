@@ -177,7 +177,14 @@ class Prune(Pass):
         total = self.epochs + self.hold
         stable = max(0.0, self.epochs / total - _WARMUP)
         return TrainSettings(
-            total, self.batch, self.lr, warmup=_WARMUP, stable=stable, floor=_HOLD_FLOOR, optimizer="adam", shift=self.shift
+            epochs=total,
+            batch=self.batch,
+            lr=self.lr,
+            warmup=_WARMUP,
+            stable=stable,
+            floor=_HOLD_FLOOR,
+            optimizer="adam",
+            shift=self.shift,
         )
 
     def _chosen(self, graph: Graph) -> list[str]:
