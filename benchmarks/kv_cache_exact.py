@@ -33,8 +33,8 @@ _FORMATS = {
 
 
 def _exact_match(graph: Graph, data: Dataset) -> float:
-    completed = complete(NUMPY.prepare(graph), prompts(data), answer_length(data))
-    return float((completed == answers(data)).all(axis=1).mean())
+    completed = complete(NUMPY.prepare(graph), prompts(data, "test"), answer_length(data))
+    return float((completed == answers(data, "test")).all(axis=1).mean())
 
 
 def main() -> None:

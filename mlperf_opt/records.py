@@ -23,6 +23,7 @@ class Record:
     run: str
     model: str
     data: str
+    split: str  # test | calibration: what quality is counted on
     seed: int
     runtime: str
     threads: int
@@ -42,13 +43,13 @@ class Record:
     file_ratio: float | None = None
     weights_ratio: float | None = None
     model_sha256: str | None = None
-    # how good it is, on the test split, by the model read back from the file
+    # how good it is, on held-out samples, by the model read back from the file
     quality_metric: str | None = None  # accuracy | exact_match | nats_per_token
     quality: float | None = None
     quality_low: float | None = None  # 95 % interval
     quality_high: float | None = None
     quality_delta: float | None = None
-    fixed: int | None = None  # test samples wrong at the baseline and right here
+    fixed: int | None = None  # samples wrong at the baseline and right here
     broken: int | None = None
     quality_ok: bool | None = None
     # how fast it is

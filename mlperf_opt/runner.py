@@ -40,7 +40,7 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, show: Show) -> None:
         self.records: list[Record] = []
-        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.tables: dict[str, Mapping[str, list[dict[str, Any]]]] = {}  # by step
         self._config = config
         self._folder = folder
         self._show = show
@@ -88,9 +88,9 @@ class Run:
         result = step.apply(source.graph, context)
         verify(result.graph)
         seconds = time.perf_counter() - started
-        for name, rows in result.tables.items():
-            self.tables[name] = rows
-            write_table(self._folder / f"{name}.csv", rows)
+        self.tables[step.name] = result.tables
+        for table, rows in result.tables.items():
+            write_table(self._path(f"{step.name}-{table}", "csv"), rows)
         for ending, content in result.files.items():
             write_bytes(self._path(step.name, ending), content)
         self._finish(step.name, result, step, seconds)
@@ -109,10 +109,11 @@ class Run:
             return
         self._show(f"{name}: measuring")
         graph = load_graph(saved.path)
-        subject = Subject(graph, self._config.runtime.runtime, self._data, self._config.measure.batch)
+        settings = self._config.measure
+        subject = Subject(graph, self._config.runtime.runtime, self._data, settings.batch, settings.split)
         baseline = self._done[BASELINE].subject if step else subject
         subject.timed_outputs.clear()
-        columns, faults, notes = measure(subject, baseline, self._data, self._config.measure, self._config.seed)
+        columns, faults, notes = measure(subject, baseline, self._data, settings, self._config.seed)
         if step is not None and source is not None and step.apply.is_exact(source.graph):
             fact = exactness(source.subject, subject, self._data)
             faults += [f"{step.name} must leave the outputs as they are: {fact}"] if fact else []
@@ -134,7 +135,7 @@ class Run:
         weights = graph.parameters().values()
         parameters = sum(weight.values.size for weight in weights)
         nonzero = sum(int(weight.values.size - weight.is_zero.sum()) for weight in weights)
-        inputs = self._data.test.inputs
+        inputs = self._data.calibration.inputs
         length = inputs.shape[1] if inputs.ndim == 2 else 1
         baseline = self._done[BASELINE].saved if BASELINE in self._done else saved
         return {
@@ -158,6 +159,7 @@ class Run:
             run=self._folder.name,
             model=config.model.name,
             data=config.data.name,
+            split=config.measure.split,
             seed=config.seed,
             runtime=config.runtime.name,
             threads=config.runtime.threads,
@@ -172,7 +174,8 @@ class Run:
     def _add(self, record: Record) -> None:
         self.records.append(record)
         write_metrics(self._folder / "metrics.csv", self.records)
-        title = f"{record.model} on {record.data}, seed {record.seed}, {record.runtime} runtime, {record.threads} thread(s)"
+        where = f"{record.model} on {record.data} ({record.split} split)"
+        title = f"{where}, seed {record.seed}, {record.runtime} runtime, {record.threads} thread(s)"
         write_text(self._folder / "summary.md", markdown(run_grid(self.records), title, run_notes(self.records)))
 
     def _fail(self, step: Step | None, error: Exception) -> None:

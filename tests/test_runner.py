@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,11 +11,12 @@ from threadpoolctl import threadpool_info
 from mlperf_opt import runner as runner_module
 from mlperf_opt.artifacts import load_graph
 from mlperf_opt.config import build_config
-from mlperf_opt.data import load_data
+from mlperf_opt.data import Split, load_data
 from mlperf_opt.errors import MlperfOptError, PassError
 from mlperf_opt.graph import graph_hash
 from mlperf_opt.passes import PASSES, PassResult
 from mlperf_opt.runner import Run
+from mlperf_opt.runtimes import NUMPY
 
 pytestmark = pytest.mark.integration
 
@@ -44,9 +46,13 @@ def start(tmp_path):
     return make
 
 
-def rows(folder):
-    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+def table(path):
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def rows(folder):
+    return table(folder / "metrics.csv")
 
 
 def replace_pass(monkeypatch, name, call):
@@ -231,11 +237,26 @@ def test_the_context_holds_the_data_and_the_seed(start, monkeypatch):
 def test_tables_of_a_pass_are_files(start, tmp_path):
     run = start({"profile": {}})
     run.execute()
-    with (tmp_path / "profile.csv").open(encoding="utf-8", newline="") as file:
-        found = list(csv.DictReader(file))
+    found = table(tmp_path / "01-profile-nodes.csv")
     assert [row["node"] for row in found] == ["flatten", "fc1", "relu1", "fc2"]
     assert [int(row["parameters"]) for row in found] == [0, 64 * 32 + 32, 0, 32 * 10 + 10]
-    assert [row["node"] for row in run.tables["profile"]] == [row["node"] for row in found]
+    assert [row["node"] for row in run.tables["profile"]["nodes"]] == [row["node"] for row in found]
+
+
+def test_two_steps_of_one_pass_keep_the_tables_of_both(start, tmp_path):
+    """Two trainings of different lengths, and a network profiled before and after a layer became two."""
+    steps = {"first": {"pass": "profile"}, "short": {"pass": "finetune", "epochs": 1}}
+    steps |= {"long": {"pass": "finetune", "epochs": 2}, "lowrank": {"rank": 8, "skip": ["fc2"]}}
+    run = start({**steps, "last": {"pass": "profile"}})
+    run.execute()
+    lengths = {path.name: len(table(path)) for path in tmp_path.glob("0*.csv")}
+    assert lengths == {
+        "01-first-nodes.csv": 4,
+        "02-short-epochs.csv": 1,
+        "03-long-epochs.csv": 2,
+        "05-last-nodes.csv": 5,
+    }
+    assert list(run.tables) == ["first", "short", "long", "lowrank", "last"]
 
 
 def test_the_description_says_what_ran_on_what(start, tmp_path):
@@ -294,6 +315,51 @@ def test_an_exact_pass_is_compared_with_the_step_it_came_from(start, monkeypatch
     run = start({"prune": {**FURTHER, "scope": "layer"}, "profile": {}})
     run.execute()
     assert asked == [2048 - round(0.9 * 2048)] and run.records[2].status == "VALID"
+
+
+class Unread(Split):
+    """A split whose samples must not be looked at; how many there are may be known."""
+
+    def __len__(self):
+        return 597
+
+    def __getattribute__(self, name):
+        if name in ("inputs", "targets"):
+            raise AssertionError("the test split was read")
+        return super().__getattribute__(name)
+
+
+@pytest.fixture
+def unread_test_split(monkeypatch):
+    """Let reading a test sample fail. The hash of the whole data set, which says what ran, is made before."""
+    data = load_data("digits")
+    locked = replace(data, test=object.__new__(Unread))
+    locked.__dict__["sha256"] = data.sha256
+    monkeypatch.setattr(runner_module, "load", lambda config: (config.model.trained(), locked))
+
+
+STEPS = {"prune": PRUNE, "finetune": {"epochs": 1}, "quant": {}, "profile": {}}
+
+
+@pytest.mark.usefixtures("unread_test_split")
+def test_settings_are_chosen_without_reading_a_test_sample(start, tmp_path):
+    """Quality is that of the 200 calibration samples, counted here by hand, and every place says so."""
+    run = start(STEPS, measure={"seconds": 0.01, "throughput_batch": 32, "split": "calibration"})
+    run.execute()
+    samples = load_data("digits").calibration
+    for row in rows(tmp_path):
+        graph = load_graph(tmp_path / f"{int(row['step']):02d}-{row['name']}.safetensors")
+        right = NUMPY.prepare(graph)(samples.inputs).argmax(axis=1) == samples.targets
+        assert float(row["quality"]) == right.mean() and row["split"] == "calibration" and row["status"] == "VALID"
+    assert "mlp on digits (calibration split)" in (tmp_path / "summary.md").read_text()
+    assert "| calibration accuracy |" in (tmp_path / "summary.md").read_text()
+    assert json.loads((tmp_path / "run.json").read_text())["config"]["measure"]["split"] == "calibration"
+
+
+@pytest.mark.usefixtures("unread_test_split")
+def test_a_run_that_reads_the_test_split_would_be_seen(start):
+    with pytest.raises(AssertionError, match="test split was read"):
+        start(STEPS).execute()
 
 
 TRAINED = {

@@ -10,7 +10,8 @@ from mlperf_opt.sweep import Job, summary_rows, write_summary
 
 
 def record(name="prune", **fields):
-    given = {"run": "0", "model": "mlp", "data": "digits", "seed": 0, "runtime": "numpy", "threads": 1, "batch": 1}
+    given = {"run": "0", "model": "mlp", "data": "digits", "split": "test", "seed": 0, "runtime": "numpy"}
+    given |= {"threads": 1, "batch": 1}
     return Record(**{**given, "step": 1, "name": name, "pass_": name, "settings": "{}", "status": "VALID", **fields})
 
 

@@ -13,13 +13,14 @@ from mlperf_opt.composition import MAIN, compose, expand, lint_folder, register_
 from mlperf_opt.config import RunConfig, Step, build_config, lineage, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, MlperfOptError
-from mlperf_opt.evaluate import Subject
+from mlperf_opt.evaluate import MeasureSettings, Subject
+from mlperf_opt.extras import require_installed
 from mlperf_opt.graph import Graph, verify
 from mlperf_opt.measure import Quality, fix_threads
-from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, require_installed
+from mlperf_opt.onnx_export import IR_VERSION, OPSET, export
 from mlperf_opt.overrides import CommandLine
 from mlperf_opt.passes import PassContext
-from mlperf_opt.report import export_table, write_bytes
+from mlperf_opt.report import export_table, save_path, write_bytes
 from mlperf_opt.runtimes import (
     NUMPY,
     ONNX,
@@ -58,7 +59,7 @@ def run(line: CommandLine, console: Console) -> int:
     if line.show:
         console.print(to_yaml([{**plain, "save": save}]), soft_wrap=True, end="")
         return 0
-    path = _path(save, config.model.name)
+    path = save_path(f"outputs/models/{config.model.name}.onnx" if save is None else save, ".onnx")
     require_installed("export", "onnx", "onnxruntime")
     ours = NUMPY if config.runtime.name == ONNX.name else config.runtime.runtime
     with fix_threads(config.runtime.threads):
@@ -66,7 +67,7 @@ def run(line: CommandLine, console: Console) -> int:
         content = export(graph)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
-        facts = _show(graph, data, ours, path, config.measure.batch, console)
+        facts = _show(graph, data, ours, path, config.measure, console)
     names = ", ".join(step.name for step in _steps(config)) or "no passes"
     console.print(
         f"{config.model.name} ({names}) written to {path}: {len(content):,} bytes, opset {OPSET}, IR version {IR_VERSION}, "
@@ -76,15 +77,6 @@ def run(line: CommandLine, console: Console) -> int:
     for fact in facts:
         console.print(fact, soft_wrap=True)
     return 1 if facts else 0
-
-
-def _path(save: object, name: str) -> Path:
-    if save is not None and not isinstance(save, str):
-        raise ConfigError(f"save={save}: expected a path")
-    path = Path(save or f"outputs/models/{name}.onnx")
-    if path.suffix != ".onnx" or path.is_dir():
-        raise ConfigError(f"save={path}: expected the path of a file that ends in .onnx")
-    return path
 
 
 def _steps(config: RunConfig) -> list[Step]:
@@ -103,19 +95,19 @@ def _optimized(config: RunConfig, runtime: Runtime, console: Console) -> tuple[G
     return graph, data
 
 
-def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, batch: int, console: Console) -> list[str]:
-    """Print quality and agreement on the test split, of the file as it was written; return what is beyond rounding."""
+def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, settings: MeasureSettings, console: Console) -> list[str]:
+    """Print quality and agreement on the split that is measured, of the file as written; return what is beyond rounding."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise MlperfOptError(f"cannot read {path}: {error.strerror}") from None
-    inputs = data.test.inputs
-    reference = Subject(graph, ours, data, batch)
+    inputs = data.held_out(settings.split).inputs
+    reference = Subject(graph, ours, data, settings.batch, settings.split)
     expected = stepwise(reference.executable, inputs)
     rows, facts = [_row(ours.name, reference.quality)], []
     for name, fuse in (("onnxruntime", True), ("onnxruntime, unfused", False)):
         written = Runtime(name, partial(_written, content=content, fuse=fuse), traced=False)
-        subject = Subject(graph, written, data, batch)
+        subject = Subject(graph, written, data, settings.batch, settings.split)
         actual = stepwise(subject.executable, inputs)
         row = _row(name, subject.quality) | asdict(agreement(expected, actual))
         if data.task == "completion":

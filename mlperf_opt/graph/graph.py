@@ -79,6 +79,7 @@ class Graph:
         inputs: name -> spec; ``N`` is the batch, ``T`` the time.
         outputs: names of the values that a call returns.
         state: what is carried from call to call (a KV cache); empty for most graphs.
+        tokenizer: what the token ids stand for, as plain data (`data.tokenizer`); None for a graph that reads no text.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Graph:
     inputs: Mapping[str, Spec]
     outputs: tuple[str, ...]
     state: tuple[State, ...] = ()
+    tokenizer: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))

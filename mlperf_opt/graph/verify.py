@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlperf_opt.errors import GraphError
+from mlperf_opt.data import tokenizer_from_data
+from mlperf_opt.errors import DataError, GraphError
 from mlperf_opt.graph.graph import Graph
 from mlperf_opt.graph.weight import MAX_CENTROIDS, Affine, Array, Codebook, Weight, split_name
 from mlperf_opt.ops.base import is_whole
@@ -40,7 +41,20 @@ def verify(graph: Graph) -> Graph:
         if state.update not in specs or specs[state.update] != state.spec:
             raise GraphError(f"state {state.name!r}: its update {state.update!r} must be a value of {state.spec}")
     _check_in_place(graph)
+    _check_tokenizer(graph)
     return graph
+
+
+def _check_tokenizer(graph: Graph) -> None:
+    if graph.tokenizer is None:
+        return
+    try:
+        size = tokenizer_from_data(graph.tokenizer).size
+    except DataError as error:
+        raise GraphError(str(error)) from None
+    classes = graph.specs[graph.outputs[0]].shape[-1]
+    if classes != size:
+        raise GraphError(f"its tokenizer has {size} tokens, but its output {classes} classes")
 
 
 def _check_names(graph: Graph) -> None:

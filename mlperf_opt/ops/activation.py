@@ -47,9 +47,20 @@ def _gelu(x: Array) -> Array:
 
 
 def _gelu_vjp(grad: Array, _out: Array, x: Array) -> tuple[Array]:
+    # 0.5 ((1 + t) + (1 - t t) x slope), in place: training spent more time on fresh arrays than on numbers
     t = _gelu_inner(x)
-    slope = _SQRT_2_OVER_PI * (1 + 3 * _CUBIC * x * x)
-    return (grad * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope),)
+    y = x * x
+    y *= 3 * _CUBIC * _SQRT_2_OVER_PI
+    y += _SQRT_2_OVER_PI
+    y *= x  # x slope
+    rest = t * t
+    np.subtract(1, rest, out=rest)
+    y *= rest
+    y += t
+    y += 1
+    y *= 0.5
+    y *= grad
+    return (y,)
 
 
 ACTIVATIONS = ("relu", "gelu")  # what may be a product's own last step; "" is none

@@ -46,7 +46,7 @@ class PassResult:
     Attributes:
         graph: the new graph (the given one where nothing changed).
         stats: facts for the log, JSON-ready.
-        tables: name -> rows; the runner writes each as ``name.csv``.
+        tables: what the rows are -> rows; the runner writes each beside the step's model file, as ``<step>-<what>.csv``.
         files: ending -> content; the runner writes each beside the step's model file, under its name with that ending.
     """
 

@@ -138,7 +138,7 @@ class Prune(Pass):
             pruned = {name: graph.weights[name] for name in chosen}
         for group in groups:
             _check_zeros({name: pruned[name] for name in group}, self.sparsity)
-        return PassResult(graph.with_weights(pruned), _zeros(pruned), {"prune": rows} if rows else {})
+        return PassResult(graph.with_weights(pruned), _zeros(pruned), {"epochs": rows} if rows else {})
 
     def _train(
         self, graph: Graph, chosen: list[str], groups: list[list[str]], context: PassContext, rows: list[dict[str, Any]]
@@ -177,7 +177,14 @@ class Prune(Pass):
         total = self.epochs + self.hold
         stable = max(0.0, self.epochs / total - _WARMUP)
         return TrainSettings(
-            total, self.batch, self.lr, warmup=_WARMUP, stable=stable, floor=_HOLD_FLOOR, optimizer="adam", shift=self.shift
+            epochs=total,
+            batch=self.batch,
+            lr=self.lr,
+            warmup=_WARMUP,
+            stable=stable,
+            floor=_HOLD_FLOOR,
+            optimizer="adam",
+            shift=self.shift,
         )
 
     def _chosen(self, graph: Graph) -> list[str]:

@@ -67,6 +67,7 @@ def milestone_grid(records: Sequence[Record], promises: Sequence[Mapping[str, An
         ConfigError: a promise is malformed, or names a step that the run doesn't have.
     """
     steps = {record.name: record for record in records}
+    measured = "calibration\naccuracy" if records[0].split == "calibration" else "measured\naccuracy"
     cells = []
     for place, mapping in enumerate(promises):
         promise = build_settings(Promise, mapping, f"promises[{place}]")
@@ -79,7 +80,7 @@ def milestone_grid(records: Sequence[Record], promises: Sequence[Mapping[str, An
                 "step": promise.step,
                 **_sizes(promise, record, records[0]),
                 "promised\naccuracy": _range(promise),
-                "measured\naccuracy": _quality(promise, record),
+                measured: _quality(promise, record),
                 "accuracy": _judge_quality(promise, record.quality),
             }
         )

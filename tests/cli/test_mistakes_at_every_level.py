@@ -97,6 +97,9 @@ MISTAKES = {
     "runtime.threads=1000000": "the cores of this machine",
     "model.sizes=[64,1000000000,10]": "not enough memory: ",
     "measure.batch=0": "expected a whole number >= 1",
+    "measure.split=tset": "measure.split=tset: no such choice; did you mean 'test'? (one of: calibration, test)",
+    "measure.split=train": "measure.split=train: no such choice",
+    "measure.split=calibration measure.batch=201": "expected at most 200, the calibration samples of data=digits",
     "measure.batch=598": "expected at most 597, the test samples of data=digits",
     "measure.seconds=0": "more than 0",
     "measure.max_drop=2": "expected 0 to 1",
@@ -187,9 +190,19 @@ MISTAKES = {
     "train model=mlp data=reverse": "but data=reverse gives",
     "train model.weights=nowhere": "cannot read nowhere",
     "compare": "expected two",
-    "compare a": "expected two",
-    "compare a b c": "unrecognized arguments: c",
+    "compare a": "expected two or more",
+    "compare a b c": "no such file or folder: 'a'",
+    "compare a b --fail": "unrecognized arguments: --fail",
     "compare a b --fail-on": "--fail-on",
+    "plot": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot save=a.svg": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a save=a.svg save=b.svg": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a -m save=a.svg": "plot: -m: no such flag",
+    "plot a save=a.pdf": "save=a.pdf: expected the path of a file that ends in .svg or .png",
+    "plot a save=": "save=: expected a path",
+    "plot a save=a.svg": "no such file or folder: 'a'",
+    "help plto": "did you mean 'plot'",
 }
 
 
@@ -198,6 +211,17 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing(line, assert_refused):
     words = ["a b=1"] if line == "a b=1" else line.split()
     assert_refused(words, MISTAKES[line])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "words", [["export", "model=mlp"], ["train", "model=mlp"], ["plot", "run"]], ids=lambda words: words[0]
+)
+def test_where_nothing_can_be_written_no_work_is_done(words, assert_refused, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    ending = {"export": "onnx", "train": "safetensors", "plot": "svg"}[words[0]]
+    for place in ("taken", "taken/deeper"):
+        assert_refused([*words, f"save={place}/x.{ending}"], f"save={place}/x.{ending}: taken is a file, expected a folder")
 
 
 LONG = "a" * 5000
@@ -215,7 +239,7 @@ LONG = "a" * 5000
 )
 def test_a_word_of_thousands_of_letters_is_shortened(words, assert_refused, say):
     assert_refused(words, "..." + "a" * 20)
-    assert len(say(*words).err) < 500
+    assert len(say(*words).err) < 600
 
 
 @pytest.mark.integration
@@ -229,9 +253,23 @@ def test_the_first_word_decides_what_is_explained(say):
     assert say("help", "train").out == say("train", "--help").out
     assert say("help", "compare").out == say("compare", "a", "b", "--help").out
     assert "quality_delta<-0.01" in say("help", "compare").out
+    assert "save=FILE.svg" in say("plot", "--help").out
+    both = say("help", "export").out  # a command and a pass
+    assert both.startswith("mlperf-opt export: ") and "\n\npasses=[export]\n\nWrite the model as" in both
     for words in (["--help"], ["help"], ["help", "help"], [], ["passes=[quant,prun]", "-h"], ["modle=x", "--help"]):
         answer = say(*words)
         assert answer.status == 0 and answer.out.startswith("usage: mlperf-opt"), words
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("group", ["model", "data", "passes", "pipeline", "runtime", "measure"])
+def test_a_group_is_explained_by_what_it_offers(say, group):
+    """The same lines as in the overview, and only those."""
+    overview, answer = say("--help").out.splitlines(), say("help", group)
+    lines = answer.out.splitlines()
+    assert answer.status == 0 and len(lines) >= 3
+    start = overview.index(lines[0])
+    assert overview[start : start + len(lines) + 1] == [*lines, ""]
 
 
 @pytest.mark.integration

@@ -173,8 +173,8 @@ def damage(path, old, new):
         (",4736,", ",4736.5,", r"row 2, macs: '4736\.5' is not a whole number"),
         (",4736,", f",{10**19},", r"row 2, macs: '10000000000000000000' is not a whole number"),
         (",True,", ",yes,", r"row 2, quality_ok: 'yes' is not True or False"),
-        (",digits,0,", ",digits,,", r"row 2, seed: '' is not a whole number"),
-        (",digits,0,", ",digits,0,0,", r"row 2: \d+ cells under \d+ columns"),
+        (",test,0,", ",test,,", r"row 2, seed: '' is not a whole number"),
+        (",test,0,", ",test,0,0,", r"row 2: \d+ cells under \d+ columns"),
         ("{}", '"{}', "not a CSV file"),
     ],
 )
@@ -227,6 +227,6 @@ def test_junk_is_refused_or_read_but_never_breaks(tmp_path, make_record, junk, p
 
 def test_every_field_of_the_record_has_a_type_that_the_reader_knows(tmp_path):
     numbers = {"seed": 1, "threads": 1, "batch": 1, "step": 0}
-    texts = dict.fromkeys(("run", "model", "data", "runtime", "name", "pass_", "settings"), "x")
+    texts = dict.fromkeys(("run", "model", "data", "split", "runtime", "name", "pass_", "settings"), "x")
     write_metrics(tmp_path / "m.csv", [Record(**numbers, **texts)])
     assert read_metrics(tmp_path / "m.csv").isna().sum(axis=1)[0] == len(columns()) - len(numbers) - len(texts) - 3

@@ -59,6 +59,17 @@ def test_quality_is_judged_by_both_intervals(delta, before, after, difference, v
     assert found.verdict == verdict
 
 
+def test_quality_on_different_splits_is_not_compared_and_no_gate_opens(make_record):
+    before, after = make_record(**quality(0.95)), make_record(**quality(0.99), split="calibration")
+    deltas = compare(frame(before), frame(after))
+    found = deltas[0]
+    assert (found.metric, found.delta, found.ratio, found.verdict) == ("quality", None, None, None)
+    assert found.note == "counted on different splits: test and calibration"
+    assert fail_on("quality_delta<-0.01", deltas) == [
+        "mlp/digits quant: quality_delta can't be checked: counted on different splits: test and calibration"
+    ]
+
+
 @pytest.mark.parametrize("metric", ["weights_bytes", "file_bytes"])
 @pytest.mark.parametrize(("after", "verdict"), [(1000, "same"), (999, "better"), (1001, "worse")])
 def test_one_byte_is_a_difference(delta, metric, after, verdict):

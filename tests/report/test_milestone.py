@@ -36,6 +36,13 @@ def test_promises_are_met_missed_within_better_and_worse(make_record):
     assert milestone_table(records, [{"step": "quant", "label": "INT8"}]).row_count == 1
 
 
+def test_a_promise_measured_on_the_calibration_split_says_so(make_record):
+    promise = {"step": "quant", "label": "INT8", "quality": 0.9}
+    assert "measured\naccuracy" in milestone_grid([make_record(quality=0.95)], [promise]).headers
+    chosen = milestone_grid([make_record(quality=0.95, split="calibration")], [promise])
+    assert "calibration\naccuracy" in chosen.headers and "measured\naccuracy" not in chosen.headers
+
+
 def test_a_papers_table_is_in_times_of_bytes_or_of_weights_and_a_least_accuracy(make_record):
     records = [
         make_record("baseline", parameters=266_610, nonzero=266_610, file_ratio=1.0, quality=0.9902),

@@ -94,6 +94,14 @@ def test_the_metric_and_the_token_time_name_their_columns(make_record):
     assert "quality" in run_grid(mixed).headers
 
 
+def test_quality_of_the_calibration_split_is_headed_as_such(make_record):
+    chosen = make_record(quality_metric="accuracy", split="calibration")
+    for grid in (run_grid, lambda records: sweep_grid([to_row(record) for record in records])):
+        assert "calibration\naccuracy" in grid([chosen, chosen]).headers
+        # a sweep over both has a column of its own for that
+        assert "accuracy" in grid([chosen, make_record(quality_metric="accuracy")]).headers
+
+
 def test_nothing_in_a_cell_is_markup(make_record):
     shown = text_of(run_table([make_record("[quant,prune]"), make_record("[red]x[/red]")]))
     assert "1 [quant,prune]" in shown
