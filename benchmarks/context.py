@@ -14,6 +14,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ environment.fix_threads()
 import numpy as np
 from cases import TRANSFORMER, VOCABULARY
 from numpy.typing import NDArray
-from output import conditions, keep, parser, progress, show, system_facts
+from output import conditions, keep, parser, progress, show, system_facts, writable
 from peers import installed
 from targets import Target, digits, target_grid
 from windows import CLOCKS, Clock, summarize
@@ -45,6 +46,7 @@ _SECONDS, _SHORT_SECONDS, _LEAST_ROUNDS = 60.0, 10.0, 5
 _WINDOW_SECONDS = 2e-3  # calls between two readings of the clock
 _WINDOW, _SINKS = 252, 4
 _TORCH = "torch fp32"
+_IMAGES = (".svg", ".png", ".pdf")
 _PROMPT = np.random.default_rng(2).integers(0, VOCABULARY, (1, CONTEXTS[-1]))
 
 
@@ -66,11 +68,19 @@ class Subject:
 def main() -> int:
     """Run the command line."""
     words = parser(__doc__)
-    words.add_argument("--csv", type=Path, metavar="PATH", help="keep the times: subject, context, us")
+    words.add_argument("--csv", type=writable, metavar="PATH", help="keep the times: subject, context, us")
     words.add_argument("--draw", nargs=2, type=Path, metavar=("CSV", "IMAGE"), help="draw kept times, and measure nothing")
     arguments = words.parse_args()
     if arguments.draw:
-        return draw(*arguments.draw)
+        source, image = arguments.draw
+        if not source.is_file():
+            words.error(f"{source}: no such file")
+        if image.suffix not in _IMAGES:
+            words.error(f"{image}: expected an image as {', '.join(_IMAGES[:-1])} or {_IMAGES[-1]}")
+        if find_spec("matplotlib") is None:
+            words.error("--draw needs matplotlib: pip install 'mlperf-opt[report]'")
+        draw(source, image)
+        return 0
     clock = CLOCKS[arguments.clock]
     with fix_threads(1):
         progress("quantizing and compiling")
@@ -279,7 +289,7 @@ def _whole_grid(whole: dict[str, list[float]]) -> Grid:
     return build_grid([{"": name, "ms": digits(float(np.median(t)) * 1e3)} for name, t in whole.items()], left=("",))
 
 
-def draw(source: Path, image: Path) -> int:
+def draw(source: Path, image: Path) -> None:
     """Draw kept times as curves on logarithmic axes; the ending of ``image`` says the format."""
     import matplotlib
 
@@ -300,7 +310,7 @@ def draw(source: Path, image: Path) -> int:
     axes.legend(fontsize="small")
     axes.grid(visible=True, alpha=0.3)
     figure.savefig(image)
-    return 0
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":
