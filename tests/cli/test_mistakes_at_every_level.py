@@ -172,6 +172,16 @@ MISTAKES = {
     "-m hydra/sweeper=other seed=1,2": "no such hydra/sweeper",
     "-m hydra.sweeper.max_batch_size=0 seed=1": "chosen by hydra/sweeper=NAME",
     "-m +hydra.launcher.n_jobs=2": "chosen by hydra/launcher=NAME",
+    # passes that a network doesn't suit
+    "passes=cluster passes.cluster.bits=9": "passes.cluster.bits=9: expected 2 to 8",
+    "passes=cluster passes.cluster.layers={fc3:4}": "cluster: layers=fc3: no such weight or node; did you mean 'fc2'?",
+    "passes=prune passes.prune.structure=n:m passes.prune.m=5": "fc1.weight has 64 inputs, which m=5 does not divide",
+    "passes=prune passes.prune.structure=n:m passes.prune.n=4": "passes.prune.n=4: expected 1 to less than m=4",
+    "passes=prune passes.prune.sparsity=1.0": "passes.prune.sparsity=1.0: expected 0 to less than 1",
+    "passes=prune passes.prune.sparsity=0.9999": "leaves none of the 2,368 weights of fc1.weight, fc2.weight",
+    "passes=prune passes.prune.sparsity=0.999 passes.prune.scope=layer": "leaves none of the 320 weights of fc2.weight",
+    "passes=lowrank passes.lowrank.rank=30": "fc1 (32 x 64) has 2,048 weights, at rank=30 its factors have 2,880",
+    "passes=lowrank passes.lowrank.energy=1.0": "at energy=1.0 no layer of mlp has factors smaller than itself",
     # the other commands
     "train -m model=mlp,cnn": "without -m",
     "train model=foo": "no such model",
