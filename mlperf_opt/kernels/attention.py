@@ -40,34 +40,63 @@ def _parts(load, size):
     """(scores of one query, mix of values) for numbers of ``size`` bytes, 16 of which ``load`` reads as float32."""
 
     @kernel()
-    def score(query, keys, places, first, last, width, scores):
-        """Write query k^T for places ``first`` (a whole vector) to ``last``; ``places`` is the length of a row of keys."""
-        p = first
-        while p < last:
-            if p + 4 * LANES <= places:  # four vectors together: one would wait for its own last multiply-add
-                a, b, c, d = floats(_NONE), floats(_NONE), floats(_NONE), floats(_NONE)
-                for i in range(width):
-                    q, row = floats(load_float(query + 4 * i)), keys + size * (i * places + p)
-                    a = multiply_add(q, load(row), a)
-                    b = multiply_add(q, load(row + size * LANES), b)
-                    c = multiply_add(q, load(row + size * 2 * LANES), c)
-                    d = multiply_add(q, load(row + size * 3 * LANES), d)
-                store_floats(scores + 4 * p, a)
-                store_floats(scores + 4 * (p + LANES), b)
-                store_floats(scores + 4 * (p + 2 * LANES), c)
-                store_floats(scores + 4 * (p + 3 * LANES), d)
-                p += 4 * LANES
-            else:
-                a = floats(_NONE)
-                for i in range(width):
-                    a = multiply_add(floats(load_float(query + 4 * i)), load(keys + size * (i * places + p)), a)
-                store_floats(scores + 4 * p, a)
-                p += LANES
+    def score(query, keys, places, last, width, scores):
+        """Write query k^T for the first ``last`` places, in whole vectors; ``places`` is the length of a row of keys.
+
+        Eight rows of keys at once, from one end to the other: memory is read in the order in which it lies.
+        """
+        i = 0
+        while i + 8 <= width:
+            row, at = keys + size * i * places, query + 4 * i
+            a, b = floats(load_float(at)), floats(load_float(at + 4))
+            c, d = floats(load_float(at + 8)), floats(load_float(at + 12))
+            e, f = floats(load_float(at + 16)), floats(load_float(at + 20))
+            g, h = floats(load_float(at + 24)), floats(load_float(at + 28))
+            step = size * places
+            for p in range(0, last, LANES):
+                here = row + size * p
+                total = load_floats(scores + 4 * p) if i else floats(_NONE)
+                total = multiply_add(a, load(here), total)
+                other = multiply(b, load(here + step))
+                total = multiply_add(c, load(here + 2 * step), total)
+                other = multiply_add(d, load(here + 3 * step), other)
+                total = multiply_add(e, load(here + 4 * step), total)
+                other = multiply_add(f, load(here + 5 * step), other)
+                total = multiply_add(g, load(here + 6 * step), total)
+                other = multiply_add(h, load(here + 7 * step), other)
+                store_floats(scores + 4 * p, add(total, other))
+            i += 8
+        while i < width:
+            a, row = floats(load_float(query + 4 * i)), keys + size * i * places
+            for p in range(0, last, LANES):
+                total = load_floats(scores + 4 * p) if i else floats(_NONE)
+                store_floats(scores + 4 * p, multiply_add(a, load(row + size * p), total))
+            i += 1
 
     @kernel()
     def mix(shares, values, step, used, width, out):
         """Write the sum of the values of ``used`` places, ``step`` bytes apart, each times its share."""
-        for i in range(0, width, LANES):
+        i = 0
+        while i + 2 * LANES <= width:
+            column = values + size * i
+            a, b, c, d = floats(_NONE), floats(_NONE), floats(_NONE), floats(_NONE)
+            p = 0
+            while p + 2 <= used:
+                here = column + p * step
+                share, next_share = floats(load_float(shares + 4 * p)), floats(load_float(shares + 4 * p + 4))
+                a = multiply_add(share, load(here), a)
+                b = multiply_add(share, load(here + size * LANES), b)
+                c = multiply_add(next_share, load(here + step), c)
+                d = multiply_add(next_share, load(here + step + size * LANES), d)
+                p += 2
+            if p < used:
+                share = floats(load_float(shares + 4 * p))
+                a = multiply_add(share, load(column + p * step), a)
+                b = multiply_add(share, load(column + p * step + size * LANES), b)
+            store_floats(out + 4 * i, add(a, c))
+            store_floats(out + 4 * (i + LANES), add(b, d))
+            i += 2 * LANES
+        while i < width:
             column = values + size * i
             a, b, c, d = floats(_NONE), floats(_NONE), floats(_NONE), floats(_NONE)
             p = 0
@@ -82,6 +111,7 @@ def _parts(load, size):
                 a = multiply_add(floats(load_float(shares + 4 * p)), load(column + p * step), a)
                 p += 1
             store_some_floats(out + 4 * i, width - i, add(add(a, b), add(c, d)))
+            i += LANES
 
     return score, mix
 
@@ -140,7 +170,7 @@ def attention(instruction, memories, sequences, time):
             for t in range(time):
                 used = t + 1 if field(instruction, CAUSAL) else time
                 scale_query(query + t * q_step, width, scaled)
-                score_floats(scaled, transposed, places, 0, used, width, scores)
+                score_floats(scaled, transposed, places, used, width, scores)
                 softmax_row(scores, scores, used)
                 mix_floats(scores, values, v_step, used, width, out + t * out_step)
 

@@ -135,11 +135,11 @@ def cache_write(instruction, memories, lengths, offsets, sequence_of_state, sequ
 @kernel()
 def _score(kind, query, keys, capacity, last, width, scores):
     if kind == CODES:
-        score_codes(query, keys, capacity, 0, last, width, scores)
+        score_codes(query, keys, capacity, last, width, scores)
     elif kind == HALF:
-        score_halves(query, keys, capacity, 0, last, width, scores)
+        score_halves(query, keys, capacity, last, width, scores)
     else:
-        score_floats(query, keys, capacity, 0, last, width, scores)
+        score_floats(query, keys, capacity, last, width, scores)
 
 
 @kernel()
