@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from mlperf_opt.artifacts import load_weights
 from mlperf_opt.data import DATASETS, Dataset, load_data
+from mlperf_opt.data.tokenizer import MOST_TOKENS
 from mlperf_opt.errors import ArtifactError, ConfigError, PassError, did_you_mean
 from mlperf_opt.evaluate import MeasureSettings
 from mlperf_opt.graph import Graph
@@ -94,7 +95,28 @@ class DataSettings:
 
     def load(self) -> Dataset:
         """Return the data set (cached). Raises `DataError`."""
-        return load_data(self.name, self.root)
+        own = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("name", "root")}
+        return load_data(self.name, self.root, **own)
+
+
+@dataclass(frozen=True)
+class TextSettings(DataSettings):
+    """How a text is read (see `data.text.load_text`)."""
+
+    path: str | None = None
+    tokenizer: Literal["char", "bpe"] = "char"
+    vocabulary: int = 1024
+    window: int | None = None
+    prompt: int = 16
+    answer: int = 64
+
+    def __post_init__(self) -> None:
+        require(
+            256 < self.vocabulary <= MOST_TOKENS, "vocabulary", self.vocabulary, f"257 to {MOST_TOKENS}, bytes and pairs"
+        )
+        require(self.window is None or self.window >= 2, "window", self.window, "a whole number >= 2")
+        for name in ("prompt", "answer"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number >= 1")
 
 
 @dataclass(frozen=True)
@@ -181,7 +203,7 @@ def model_settings(plain: Mapping[str, Any]) -> ModelSettings:
 
 def data_settings(plain: Mapping[str, Any]) -> DataSettings:
     """Return the typed data section."""
-    settings = build_settings(DataSettings, plain, "data")
+    settings = build_settings(TextSettings if plain.get("name") == "text" else DataSettings, plain, "data")
     if settings.name not in DATASETS:
         raise ConfigError(f"data.name={settings.name}: no such data set{did_you_mean(settings.name, DATASETS)}")
     return settings
@@ -261,19 +283,27 @@ def load(config: RunConfig) -> tuple[Graph, Dataset]:
 def check_fit(graph: Graph, data: Dataset) -> None:
     """Raise `ConfigError` unless the network takes the data's inputs and gives its classes."""
     (name, spec), output = next(iter(graph.inputs.items())), graph.specs[graph.outputs[0]]
-    inputs, targets = data.train.inputs, data.train.targets
+    inputs, (symbol, klass) = data.calibration.inputs, data.largest
     fits = len(spec.shape) == inputs.ndim and all(
         isinstance(want, str) or want == have for want, have in zip(spec.shape, inputs.shape, strict=True)
     )
     context = graph.context
+    advice = f": set model.vocabulary={data.tokenizer.size}, and train it" if data.tokenizer else ""
     if not fits or spec.dtype != str(inputs.dtype) or (context is not None and inputs.shape[1] > context):
         limit = f" of at most {context} tokens" if context is not None else ""
         given = f"{inputs.dtype}[N,{','.join(map(str, inputs.shape[1:]))}]"
         raise ConfigError(f"model={graph.name} takes {name}: {spec}{limit}, but data={data.name} gives {given}")
     for node in graph.consumers(name):
         symbols = graph.specs[node.inputs[1]].shape[0] if node.op == "embedding" else None
-        if isinstance(symbols, int) and inputs.max() >= symbols:
-            raise ConfigError(f"model={graph.name} knows {symbols} symbols, but data={data.name} has symbol {inputs.max()}")
+        if isinstance(symbols, int) and symbol >= symbols:
+            raise ConfigError(
+                f"model={graph.name} knows {symbols} symbols, but data={data.name} has symbol {symbol}{advice}"
+            )
     classes = output.shape[-1]
-    if isinstance(classes, int) and targets.max() >= classes:
-        raise ConfigError(f"model={graph.name} has {classes} outputs, but data={data.name} has class {targets.max()}")
+    if isinstance(classes, int) and klass >= classes:
+        raise ConfigError(f"model={graph.name} has {classes} outputs, but data={data.name} has class {klass}{advice}")
+    mine, theirs = graph.tokenizer, data.tokenizer
+    if mine is not None and theirs is not None and mine != theirs.to_data():
+        raise ConfigError(f"model={graph.name} was trained on a text of other tokens than data={data.name} has")
+    if theirs is not None and classes != theirs.size:
+        raise ConfigError(f"model={graph.name} has {classes} outputs, but data={data.name} has {theirs.size} tokens{advice}")

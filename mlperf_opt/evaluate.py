@@ -5,6 +5,7 @@ The quality run and the timed runs use the same executable; the timed outputs ar
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from dataclasses import dataclass
@@ -14,15 +15,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.data import Dataset, HeldOut
+from mlperf_opt.data import Dataset, HeldOut, Split
 from mlperf_opt.graph import Graph
-from mlperf_opt.measure import Quality, accuracy, exact_match, flips, peak_bytes, samples_per_second, time_pair
+from mlperf_opt.measure import (
+    Quality,
+    accuracy,
+    exact_match,
+    flips,
+    nats_per_token,
+    peak_bytes,
+    samples_per_second,
+    time_pair,
+)
 from mlperf_opt.runtimes import NUMPY, Executable, Runtime, complete, difference, greedy, is_quantized, may_flip, stepwise
 from mlperf_opt.settings import require
 
 Array = NDArray[Any]
 
 _QUALITY_BATCH = 256
+_WARMUP_SECONDS = 0.05
+_MOST_LOGITS = 1 << 22  # numbers, in a batch of text
+_PROMPTS = 16  # of a text that are gone on with: each takes many steps
 _EXACT_ROWS = 32  # sequences or images that the check of an exact pass looks at
 _REFERENCE_ROWS = 64
 _THROUGHPUT_SHARE = 0.2  # of the time for latencies
@@ -37,7 +50,8 @@ class MeasureSettings:
         seconds: of interleaved timing for each step.
         batch: samples in a timed query.
         throughput_batch: samples in a query of the throughput measurement.
-        max_drop: a larger loss of quality (a fraction) than this against the baseline is marked.
+        max_drop: a larger loss of quality than this against the baseline is marked: a fraction, or for a text nats for each
+            token, where 0.01 more is a perplexity 1 % higher.
         split: what quality is counted on and timed queries are taken from: test, or calibration while settings are chosen,
             which leaves the test split unread.
     """
@@ -58,8 +72,8 @@ class MeasureSettings:
 class Subject:
     """A model under measurement: its executable, and what one query of the task is.
 
-    A query of a classification is a batch of inputs; of a completion, greedy generation of the whole answer. Inputs are
-    those of one held-out split.
+    A query of a classification is a batch of inputs; of a completion or a text, greedy generation of the whole answer.
+    Inputs are those of one held-out split.
     """
 
     def __init__(self, graph: Graph, runtime: Runtime, data: Dataset, batch: int, split: HeldOut = "test") -> None:
@@ -70,19 +84,21 @@ class Subject:
         # where nothing can be rounded the other way, the reference is held to what it is for floats
         self._loose = is_quantized(graph) and not (runtime.exact and not may_flip(graph))
         self._data = data
-        self._split: HeldOut = split
-        self._inputs = prompts(data, split) if data.task == "completion" else data.held_out(split).inputs
+        self._split = data.held_out(split)
+        self._inputs = self._split.inputs if data.task == "classification" else prompts(data, self._split)
         starts = range(0, len(self._inputs) - batch + 1, batch)
         self._queries = [self._inputs[start : start + batch] for start in starts] or [self._inputs]
         self.batch = len(self._queries[0])  # a batch beyond the split is the whole split
         self.timed_outputs: dict[int, Array] = {}
         self.quality = self._measure_quality()
+        is_text = data.task == "language"  # whose quality run generates nothing
+        self._expected = np.concatenate([self.run(query) for query in self._queries]) if is_text else self.quality.outputs
 
     def run(self, inputs: Array) -> Array:
         """Run one query."""
-        if self._data.task == "completion":
-            return complete(self.executable, inputs, answer_length(self._data))
-        return self.executable(inputs)
+        if self._data.task == "classification":
+            return self.executable(inputs)
+        return complete(self.executable, inputs, self._data.answer)
 
     def query(self, index: int) -> None:
         """Run a query of the timed run, and keep its output for the comparison with the quality run."""
@@ -92,14 +108,16 @@ class Subject:
     def _measure_quality(self) -> Quality:
         if self._data.task == "completion":
             return exact_match(self.run, self._inputs, answers(self._data, self._split), _QUALITY_BATCH)
-        return accuracy(self.run, self._inputs, self._data.held_out(self._split).targets, _QUALITY_BATCH)
+        if self._data.task == "language":
+            return text_quality(self.executable, self._split)
+        return accuracy(self.run, self._inputs, self._split.targets, _QUALITY_BATCH)
 
     def timed_difference(self) -> str:
         """Return what is wrong with the outputs of the timed run, ``""`` if they are those of the quality run."""
         if not self.timed_outputs:
             return "no query was timed"
         for index, output in self.timed_outputs.items():
-            expected = self.quality.outputs[index * self.batch : index * self.batch + len(output)]
+            expected = self._expected[index * self.batch : index * self.batch + len(output)]
             fact = difference(expected, output, is_quantized(self.graph))
             if fact:
                 return f"timed query {index} differs from the quality run: {fact}"
@@ -116,7 +134,7 @@ class Subject:
         end = time.perf_counter() + seconds
         for turn in range(1 << 30):
             started, first = time.perf_counter_ns(), True
-            for _ in greedy(self.executable, self._queries[turn % len(self._queries)], answer_length(self._data)):
+            for _ in greedy(self.executable, self._queries[turn % len(self._queries)], self._data.answer):
                 taken[first].append(time.perf_counter_ns() - started)
                 started, first = time.perf_counter_ns(), False
             if turn >= 2 and time.perf_counter() > end:  # the first two rounds warm up
@@ -138,7 +156,7 @@ class Subject:
         """Return the bytes of the state that a query allocates, None for a graph without state."""
         if not self.graph.state:
             return None
-        length = self._data.prompt + answer_length(self._data) - 1
+        length = self._data.prompt + self._data.answer - 1
         return self.executable.start(self.batch, length).state_bytes
 
     def peak_bytes(self) -> int | None:
@@ -146,26 +164,28 @@ class Subject:
         return self.executable.workspace_bytes + peak_bytes(lambda: self.query(0)) if self._traced else None
 
 
-def prompts(data: Dataset, split: HeldOut) -> Array:
-    """The prompts (N, P) of a completion task's held-out split."""
-    return data.held_out(split).inputs[:, : data.prompt]
+def text_quality(executable: Executable, split: Split) -> Quality:
+    """Return the nats per token of a text, each token predicted once. A graph with a cache reads token by token."""
+    classes = int(executable.graph.specs[executable.graph.outputs[0]].shape[-1])
+    batch = int(np.clip(_MOST_LOGITS // (split.inputs.shape[1] * classes), 1, _QUALITY_BATCH))
+    return nats_per_token(lambda tokens: stepwise(executable, tokens), split.inputs, split.targets, batch)
 
 
-def answers(data: Dataset, split: HeldOut) -> Array:
+def prompts(data: Dataset, split: Split) -> Array:
+    """The prompts (N, P) of a held-out split: of a completion's all rows, of a text's the first few windows."""
+    return split.inputs[: len(split) if data.task == "completion" else _PROMPTS, : data.prompt]
+
+
+def answers(data: Dataset, split: Split) -> Array:
     """The answers (N, A) of a completion task's held-out split."""
-    return data.held_out(split).targets[:, data.prompt - 1 :]
-
-
-def answer_length(data: Dataset) -> int:
-    """Tokens of an answer."""
-    return data.train.targets.shape[1] - data.prompt + 1
+    return split.targets[:, data.prompt - 1 :]
 
 
 def exactness(before: Subject, after: Subject, data: Dataset) -> str:
     """Return how an exact pass changed the outputs, ``""`` if it didn't. A cache is stepped token by token."""
     rows = data.calibration.inputs[:_EXACT_ROWS]
     expected, actual = stepwise(before.executable, rows), stepwise(after.executable, rows)
-    if is_quantized(after.graph) and data.task == "completion":
+    if is_quantized(after.graph) and data.task != "classification":
         expected, actual = expected.argmax(axis=-1), actual.argmax(axis=-1)
     return difference(expected, actual, is_quantized(after.graph))
 
@@ -179,10 +199,12 @@ def measure(
         (columns of the record, faults that make the row INVALID, notes on missing or doubtful numbers).
     """
     quality = subject.quality
-    fixed, broken = flips(baseline.quality.correct, quality.correct)
-    delta = quality.value - baseline.quality.value
+    before, after = baseline.quality.correct, quality.correct
+    fixed, broken = (None, None) if before is None or after is None else flips(before, after)
+    delta = quality.gain - baseline.quality.gain
     reference, disagreement = subject.against_reference()
-    timing = time_pair(baseline.query, subject.query, seconds=settings.seconds, seed=seed)
+    warmup = min(_WARMUP_SECONDS, settings.seconds)
+    timing = time_pair(baseline.query, subject.query, seconds=settings.seconds, seed=seed, warmup_seconds=warmup)
     throughput, throughput_batch = subject.throughput(settings.throughput_batch, settings.seconds * _THROUGHPUT_SHARE)
     columns: dict[str, Any] = {
         "quality_metric": quality.metric,
@@ -209,9 +231,20 @@ def measure(
         "plan": "; ".join(f"{node}: {note}" for node, note in subject.executable.notes.items()) or None,
         "peak_activation_bytes": subject.peak_bytes(),
     }
-    if data.task == "completion":
+    if data.task != "classification":
         columns["prefill_us"], columns["token_us"] = subject.generation(settings.seconds * _GENERATION_SHARE)
     faults = [fact for fact in (subject.timed_difference(), disagreement) if fact]
     if quality.nan_rows:
         faults.append(f"{quality.nan_rows} outputs are not a number")
-    return columns, faults, list(timing.notes)
+    notes = [text_note(quality, data, settings.split)] if data.task == "language" else []
+    return columns, faults, [*notes, *timing.notes]
+
+
+def text_note(quality: Quality, data: Dataset, split: HeldOut) -> str:
+    """Say what nats are in other units: the perplexity of a token, and bits for each character."""
+    assert data.tokenizer is not None
+    targets = data.held_out(split).targets
+    counted = targets[targets >= 0]
+    characters = len(data.tokenizer.decode(counted.tolist()).decode("utf-8", "replace"))
+    bits = quality.value * len(counted) / math.log(2) / characters
+    return f"perplexity {math.exp(quality.value):.3f}, {bits:.4f} bits per character"

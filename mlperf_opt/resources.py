@@ -1,7 +1,8 @@
-"""Where the folders of data that belong to the package lie: conf/, models/, pipelines/."""
+"""Where the folders of data that belong to the package lie (conf/, models/, pipelines/), and the user's cache."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from mlperf_opt.errors import ConfigError
@@ -28,3 +29,16 @@ def resource_dir(name: str) -> Path:
     raise ConfigError(
         f"the installation is incomplete: no folder {name!r} in or beside {_PACKAGE}; install mlperf_opt again"
     )
+
+
+def user_cache() -> Path | None:
+    """Return the folder of what may be made again: below XDG_CACHE_HOME or ~/.cache, the user's own and nobody else's.
+
+    A relative XDG_CACHE_HOME is ignored, as its specification says; None where there is no home either.
+    """
+    wanted = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        base = wanted if wanted.is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return base / "mlperf_opt"

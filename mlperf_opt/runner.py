@@ -115,7 +115,7 @@ class Run:
         baseline = self._done[BASELINE].subject if step else subject
         subject.timed_outputs.clear()
         columns, faults, notes = measure(subject, baseline, self._data, settings, self._config.seed)
-        if step is not None and source is not None and step.apply.tolerance == 0:
+        if step is not None and source is not None and step.apply.is_exact(source.graph):
             fact = exactness(source.subject, subject, self._data)
             faults += [f"{step.name} must leave the outputs as they are: {fact}"] if fact else []
         record = replace(
@@ -136,7 +136,7 @@ class Run:
         weights = graph.parameters().values()
         parameters = sum(weight.values.size for weight in weights)
         nonzero = sum(int(weight.values.size - weight.is_zero.sum()) for weight in weights)
-        inputs = self._data.train.inputs
+        inputs = self._data.calibration.inputs
         length = inputs.shape[1] if inputs.ndim == 2 else 1
         baseline = self._done[BASELINE].saved if BASELINE in self._done else saved
         return {

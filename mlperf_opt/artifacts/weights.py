@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def _load(path: Path) -> Content:
 
 
 def load_weights(path: Path, graph: Graph) -> Graph:
-    """Return ``graph`` with all its parameters taken from a file, as float32.
+    """Return ``graph`` with all its parameters taken from a file, as float32, and with the tokenizer of a model file.
 
     Args:
         path: a model file of ours with float weights, or any safetensors file of plain tensors (exported from PyTorch, say).
@@ -84,12 +85,13 @@ def load_weights(path: Path, graph: Graph) -> Graph:
     data = read(path)
     with about(path):
         content = from_bytes(data)
-        found = _float_parameters(parse(content, data)) if is_model(content) else content.tensors
+        model = parse(content, data) if is_model(content) else None
+        found = _float_parameters(model) if model else content.tensors
         needed = {name: weight.values.shape for name, weight in graph.parameters().items()}
         _check_names(found, needed)
         weights = {name: Weight(_as_float32(name, found[name], shape)) for name, shape in needed.items()}
         try:
-            return verify(graph.with_weights(weights))
+            return verify(replace(graph.with_weights(weights), tokenizer=model.tokenizer if model else None))
         except GraphError as error:
             raise ArtifactError(str(error)) from None
 

@@ -6,6 +6,7 @@ import itertools
 import re
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from rich.console import Console
 
 from mlperf_opt.artifacts import save_graph
 from mlperf_opt.composition import TRAIN, compose, expand, lint_folder, to_yaml
-from mlperf_opt.config import ModelSettings, check_fit, check_seed, data_settings, model_settings
+from mlperf_opt.config import ModelSettings, RuntimeSettings, check_fit, check_seed, data_settings, model_settings
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, did_you_mean
-from mlperf_opt.evaluate import Subject
+from mlperf_opt.evaluate import Subject, text_note, text_quality
 from mlperf_opt.graph import Graph, to_text
 from mlperf_opt.measure import Quality, fix_threads
 from mlperf_opt.overrides import CommandLine
@@ -27,7 +28,7 @@ from mlperf_opt.settings import build_settings
 from mlperf_opt.training import EpochReport, TrainSettings, train
 
 HELP = "train a network: train model=NAME [save=PATH] [train.epochs=...]"
-_KEYS = ("model", "data", "train", "seed", "save")
+_KEYS = ("model", "data", "train", "seed", "save", "threads")
 _CHECKPOINT_SECONDS = 5.0
 
 
@@ -56,6 +57,7 @@ def run(line: CommandLine, console: Console) -> int:
             raise ConfigError(f"{key}={plain.get(key)}: expected keys and values")
     model, settings = model_settings(plain["model"]), build_settings(TrainSettings, plain["train"], "train")
     seed, source = check_seed(plain.get("seed")), data_settings(plain["data"])
+    threads = build_settings(RuntimeSettings, {"threads": plain.get("threads")}, "runtime").threads
     path = _path(plain.get("save"), model.name)
     if line.show:
         console.print(to_yaml([plain]), soft_wrap=True, end="")
@@ -64,10 +66,12 @@ def run(line: CommandLine, console: Console) -> int:
     # `model.weights` is where training starts from
     graph = model.trained() if model.weights else model.untrained(seed)
     check_fit(graph, data)
+    if data.tokenizer is not None:
+        graph = replace(graph, tokenizer=data.tokenizer.to_data())
     started = time.perf_counter()
     with fix_threads(1):
         try:
-            trained = _train(graph, data, settings, seed, path, console)
+            trained = _train(graph, data, settings, seed, path, threads, console)
         except KeyboardInterrupt:
             resumable = path.with_suffix(".checkpoint").exists()
             advice = "the same command goes on from the checkpoint" if resumable else "no checkpoint was due yet"
@@ -76,7 +80,8 @@ def run(line: CommandLine, console: Console) -> int:
         quality = Subject(trained, NUMPY, data, 1).quality
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
     write_text(_readme_path(path), _readme(model, data, plain, trained, quality, saved.sha256, overrides))
-    console.print(f"test {_worded(quality)}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
+    note = f", {text_note(quality, data, 'test')}" if data.task == "language" else ""
+    console.print(f"test {_worded(quality)}{note}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
     console.print(f"written to {path} ({saved.file_bytes:,} bytes, sha256 {saved.sha256})", soft_wrap=True)
     return 0
 
@@ -102,7 +107,9 @@ def _is_ours(page: Path) -> bool:
         raise ConfigError(f"cannot read {page}: {error.strerror}") from None
 
 
-def _train(graph: Graph, data: Dataset, settings: TrainSettings, seed: int, path: Path, console: Console) -> Graph:
+def _train(
+    graph: Graph, data: Dataset, settings: TrainSettings, seed: int, path: Path, threads: int, console: Console
+) -> Graph:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +119,9 @@ def _train(graph: Graph, data: Dataset, settings: TrainSettings, seed: int, path
 
         def report(epoch: EpochReport) -> None:
             text = f"loss {epoch.loss:.4f} train {epoch.accuracy:6.2%}"
+            if data.task == "language":
+                nats = text_quality(NUMPY.prepare(epoch.graph), data.calibration).value
+                text = f"loss {epoch.loss:.4f} calibration {nats:.4f} nats"
             progress.update(task, completed=epoch.epoch, description=text)
             last = epoch.epoch == epoch.epochs
             if not console.is_terminal and (last or epoch.epoch % max(1, epoch.epochs // 10) == 0):
@@ -119,7 +129,14 @@ def _train(graph: Graph, data: Dataset, settings: TrainSettings, seed: int, path
 
         checkpoint = path.with_suffix(".checkpoint")
         return train(
-            graph, data, settings, seed=seed, progress=report, checkpoint=checkpoint, checkpoint_seconds=_CHECKPOINT_SECONDS
+            graph,
+            data,
+            settings,
+            seed=seed,
+            progress=report,
+            checkpoint=checkpoint,
+            checkpoint_seconds=_CHECKPOINT_SECONDS,
+            threads=threads,
         ).graph
 
 
@@ -145,7 +162,7 @@ def _readme(
     overrides: list[str],
 ) -> str:
     parameters = sum(weight.values.size for weight in graph.parameters().values())
-    length = data.train.inputs.shape[1] if data.train.inputs.ndim == 2 else 1
+    length = data.calibration.inputs.shape[1] if data.calibration.inputs.ndim == 2 else 1
     flops = 2 * graph.macs({"N": 1, "T": length})
     recipe = "\n".join(f"- {key}: {value}" for key, value in plain["train"].items())
     why = " ".join(_reasons(model.name))

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mlperf_opt.data.dataset import Array, Split
+from mlperf_opt.data.dataset import Array, Split, Stream
 from mlperf_opt.errors import DataError
 
 
 @dataclass(frozen=True)
 class Loader:
-    """Shuffled batches; the last one may be smaller.
+    """Shuffled batches; the last one of a pass over a split may be smaller.
 
     The order of an epoch depends on (seed, epoch) alone, so training resumes exactly without saving a generator.
 
@@ -23,14 +23,14 @@ class Loader:
         batch: samples a batch, a whole number >= 1.
         seed: of the order and the augmentation.
         shift: images only: each is moved by up to this many pixels each way, zeros coming in at the border.
-        shuffle: False keeps the order of the split.
+        steps: batches an epoch; 0 for one pass over the split.
     """
 
-    split: Split
+    split: Split | Stream
     batch: int
     seed: int
     shift: int = 0
-    shuffle: bool = True
+    steps: int = 0
 
     def __post_init__(self) -> None:
         if not isinstance(self.batch, int) or isinstance(self.batch, bool) or self.batch < 1:
@@ -39,21 +39,28 @@ class Loader:
             raise DataError("the split is empty")
         if not isinstance(self.shift, int) or isinstance(self.shift, bool) or self.shift < 0:
             raise DataError(f"shift={self.shift}: expected a whole number >= 0")
-        if self.shift and self.split.inputs.ndim != 4:
-            raise DataError(f"shift={self.shift}: only images (N, C, H, W) can be shifted, not {self.split.inputs.shape}")
+        if not isinstance(self.steps, int) or isinstance(self.steps, bool) or self.steps < 0:
+            raise DataError(f"steps={self.steps}: expected a whole number >= 0")
+        shape = (len(self.split), self.split.window) if isinstance(self.split, Stream) else self.split.inputs.shape
+        if self.shift and len(shape) != 4:
+            raise DataError(f"shift={self.shift}: only images (N, C, H, W) can be shifted, not {shape}")
 
     def __len__(self) -> int:
         """Batches an epoch."""
-        return math.ceil(len(self.split) / self.batch)
+        return self.steps or math.ceil(len(self.split) / self.batch)
+
+    @property
+    def samples(self) -> int:
+        """Samples an epoch."""
+        return self.steps * self.batch or len(self.split)
 
     def epoch(self, epoch: int) -> Iterator[tuple[Array, Array]]:
         """Yield (inputs, targets) of each batch of that epoch."""
         rng = np.random.default_rng((self.seed, epoch))
-        order = rng.permutation(len(self.split)) if self.shuffle else np.arange(len(self.split))
+        order = self.split.draw(self.samples, rng)
         for start in range(0, len(order), self.batch):
-            rows = order[start : start + self.batch]
-            inputs = self.split.inputs[rows]
-            yield (random_shift(inputs, self.shift, rng) if self.shift else inputs), self.split.targets[rows]
+            inputs, targets = self.split.take(order[start : start + self.batch])
+            yield (random_shift(inputs, self.shift, rng) if self.shift else inputs), targets
 
 
 def random_crop(images: Array, size: tuple[int, int], padding: int, rng: np.random.Generator) -> Array:

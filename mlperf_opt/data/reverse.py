@@ -33,4 +33,4 @@ def make_reverse(seed: int = 0) -> Dataset:
     targets[:, :LETTERS] = IGNORE
     parts = (slice(0, _TRAIN), slice(_TRAIN, _TRAIN + _CALIBRATION), slice(_TRAIN + _CALIBRATION, wanted))
     train, calibration, test = (Split(tokens[part, :-1], targets[part]) for part in parts)
-    return Dataset("reverse", "completion", train, calibration, test, prompt=LETTERS + 1)
+    return Dataset("reverse", "completion", train, calibration, test, prompt=LETTERS + 1, answer=LETTERS)

@@ -26,7 +26,8 @@ class Node:
     Attributes:
         op: name of the op in `OPS`.
         inputs: one name per argument of the op, in its order: a value, ``weight`` for its real values, ``weight:codes`` or
-            ``weight:scale`` for what it stores; ``""`` for an optional argument that is absent.
+            ``weight:scale`` for what it stores; ``""`` for an optional argument that is absent. Of an op that got its last
+            ones later (its functions have defaults for them) they may be left out.
         output: name of the value that the node makes; also the node's own name.
         attributes: the op's settings.
     """
@@ -48,7 +49,8 @@ class Node:
 
     def argument(self, name: str) -> str:
         """Return what stands for the op's argument ``name`` (``""`` if absent)."""
-        return self.inputs[self.definition.position(name)]
+        position = self.definition.position(name)
+        return self.inputs[position] if position < len(self.inputs) else ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Graph:
         inputs: name -> spec; ``N`` is the batch, ``T`` the time.
         outputs: names of the values that a call returns.
         state: what is carried from call to call (a KV cache); empty for most graphs.
+        tokenizer: what the token ids stand for, as plain data (`data.tokenizer`); None for a graph that reads no text.
     """
 
     name: str
@@ -85,6 +88,7 @@ class Graph:
     inputs: Mapping[str, Spec]
     outputs: tuple[str, ...]
     state: tuple[State, ...] = ()
+    tokenizer: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
@@ -136,12 +140,19 @@ class Graph:
         return found
 
     def matrices(self) -> dict[str, Node]:
-        """The weights that multiply an input, each with the (first) node that uses it: what quant and prune work on."""
+        """The weights that multiply an input, each with a node that uses it: what quant and prune work on.
+
+        Of several nodes it is the first that computes a product: a table that is the weight of the logits too is theirs.
+        """
         found: dict[str, Node] = {}
         for node, role, name in self._uses("parameters"):
-            if role == node.definition.matrix:
-                found.setdefault(name, node)
+            if role == node.definition.matrix and (name not in found or found[name].op == "embedding" != node.op):
+                found[name] = node
         return found
+
+    def readers(self, weight: str) -> list[str]:
+        """Return the names of the nodes that read a weight, in whatever part."""
+        return [node.output for node in self.nodes if weight in (split_name(name)[0] for name in node.inputs)]
 
     def _uses(self, roles: str) -> Iterator[tuple[Node, str, str]]:
         for node in self.nodes:
@@ -160,9 +171,23 @@ class Graph:
         for node in self.nodes:
             if node.op == "learned_positions":
                 return self.weights[split_name(node.argument("table"))[0]].values.shape[0]
-            if node.op == "sinusoidal_positions":
+            if node.op in ("sinusoidal_positions", "rotary"):
                 return int(node.attributes["context"])
         return None
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """(sinks, window) of a cache that lets go of the tokens between them; None where nothing is let go."""
+        for node in self.nodes:
+            if node.op == "cached_attention" and "window" in node.attributes:
+                return int(node.attributes["sinks"]), int(node.attributes["window"])
+        return None
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that a row may get: the context; None where a window moves along and only distances count."""
+        absolute = any(node.op in ("learned_positions", "sinusoidal_positions") for node in self.nodes)
+        return self.context if absolute or self.window is None else None
 
     def macs(self, dims: Mapping[str, int]) -> int:
         """Multiply-accumulates of one call with the named dimensions bound, e.g. ``{"N": 1}``."""

@@ -17,6 +17,8 @@ from mlperf_opt.ops.base import is_whole
 
 def structure(graph: Graph) -> dict[str, Any]:
     """Return all of the graph but its arrays, as JSON-ready data in a fixed order."""
+    # without a tokenizer a graph has no such key, as in files from before there were any
+    tokenizer = {} if graph.tokenizer is None else {"tokenizer": dict(graph.tokenizer)}
     return {
         "name": graph.name,
         "inputs": [[name, *_spec(spec)] for name, spec in graph.inputs.items()],
@@ -24,6 +26,7 @@ def structure(graph: Graph) -> dict[str, Any]:
         "state": [[s.name, *_spec(s.spec), s.update] for s in graph.state],
         "nodes": [[n.op, list(n.inputs), n.output, dict(sorted(n.attributes.items()))] for n in graph.nodes],
         "weights": [[name, *_encoding(weight)] for name, weight in graph.weights.items()],
+        **tokenizer,
     }
 
 
@@ -125,6 +128,7 @@ def rebuild(data: Mapping[str, Any], stored: Mapping[str, Array]) -> Graph:
             state=tuple(
                 State(_text(name), _read_spec(shape, dtype), _text(update)) for name, shape, dtype, update in data["state"]
             ),
+            tokenizer=data.get("tokenizer"),
         )
 
 

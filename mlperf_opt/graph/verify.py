@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlperf_opt.errors import GraphError
+from mlperf_opt.data import tokenizer_from_data
+from mlperf_opt.errors import DataError, GraphError
 from mlperf_opt.graph.graph import Graph
 from mlperf_opt.graph.weight import MAX_CENTROIDS, Affine, Array, Codebook, Weight, split_name
 from mlperf_opt.ops.base import is_whole
@@ -22,9 +23,11 @@ def verify(graph: Graph) -> Graph:
     _check_weights(graph)  # before the specs: they read the encodings
     for node in graph.nodes:
         arguments = node.definition.arguments
-        if len(node.inputs) != len(arguments):
-            raise GraphError(f"node {node.output!r}: {node.op} takes {len(arguments)} inputs, got {len(node.inputs)}")
-        for name, argument in zip(node.inputs, arguments, strict=True):
+        least = max((i for i, a in enumerate(arguments, start=1) if not a.endswith("?")), default=0)
+        if not least <= len(node.inputs) <= len(arguments):
+            takes = f"{least} to {len(arguments)}" if least < len(arguments) else str(least)
+            raise GraphError(f"node {node.output!r}: {node.op} takes {takes} inputs, got {len(node.inputs)}")
+        for name, argument in zip(node.inputs, arguments, strict=False):
             if not name and not argument.endswith("?"):
                 raise GraphError(f"node {node.output!r}: the argument {argument!r} of {node.op} is missing")
         for key, value in node.attributes.items():
@@ -38,7 +41,20 @@ def verify(graph: Graph) -> Graph:
         if state.update not in specs or specs[state.update] != state.spec:
             raise GraphError(f"state {state.name!r}: its update {state.update!r} must be a value of {state.spec}")
     _check_in_place(graph)
+    _check_tokenizer(graph)
     return graph
+
+
+def _check_tokenizer(graph: Graph) -> None:
+    if graph.tokenizer is None:
+        return
+    try:
+        size = tokenizer_from_data(graph.tokenizer).size
+    except DataError as error:
+        raise GraphError(str(error)) from None
+    classes = graph.specs[graph.outputs[0]].shape[-1]
+    if classes != size:
+        raise GraphError(f"its tokenizer has {size} tokens, but its output {classes} classes")
 
 
 def _check_names(graph: Graph) -> None:

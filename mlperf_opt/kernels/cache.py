@@ -13,22 +13,17 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
+from mlperf_opt.resources import user_cache
+
 
 @cache
 def cache_folder() -> Path | None:
-    """Return the folder: below XDG_CACHE_HOME or ~/.cache, one per version of the sources, of numba and of Python.
-
-    A relative XDG_CACHE_HOME is ignored, as its specification says; None where there is no home either.
-    """
+    """Return the folder, one per version of the sources, of numba and of Python; None where there is no `user_cache`."""
     digest = hashlib.sha256(f"{version('numba')} {platform.python_version()}".encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(source.read_bytes())
-    wanted = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        base = wanted if wanted.is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return base / "mlperf_opt" / digest.hexdigest()[:16]
+    folder = user_cache()
+    return folder and folder / digest.hexdigest()[:16]
 
 
 def is_compiled() -> bool:

@@ -76,6 +76,12 @@ def store_int(b: Any, address: Any, value: Any) -> None:
     store(b, address, value)
 
 
+@instruction(types.float64, _ADDRESS)
+def load_double(b: Any, address: Any) -> Any:
+    """A float64."""
+    return load(b, address, ir.DoubleType())
+
+
 @instruction(types.int64, _ADDRESS)
 def load_int32(b: Any, address: Any) -> Any:
     """An int32, widened."""
@@ -207,6 +213,13 @@ def divide(b: Any, x: Any, y: Any) -> Any:
 def multiply_add(b: Any, x: Any, y: Any, z: Any) -> Any:
     """x y + z, rounded once."""
     return call(b, "llvm.fma.v16f32", x.type, x, y, z)
+
+
+@instruction(f32x16, f32x16)
+def partners(b: Any, x: Any) -> Any:
+    """The two of each pair exchanged."""
+    exchanged = ir.Constant(lanes_of(I32), [lane ^ 1 for lane in range(LANES)])
+    return b.shuffle_vector(x, ir.Constant(x.type, ir.Undefined), exchanged)
 
 
 @instruction(f32x16, f32x16, f32x16)

@@ -1,7 +1,7 @@
 """Clocks and statistics over plain callables: nothing here knows what a graph or a model is."""
 
 from mlperf_opt.measure.memory import peak_bytes
-from mlperf_opt.measure.quality import Quality, accuracy, exact_match
+from mlperf_opt.measure.quality import Quality, accuracy, exact_match, nats_per_token
 from mlperf_opt.measure.statistics import early_stopping_estimate, flips, median_ratio_interval, wilson_interval
 from mlperf_opt.measure.system import cpu_flags, cpu_name, describe_system, fix_threads
 from mlperf_opt.measure.throughput import samples_per_second
@@ -19,6 +19,7 @@ __all__ = [
     "fix_threads",
     "flips",
     "median_ratio_interval",
+    "nats_per_token",
     "noise_factor",
     "peak_bytes",
     "samples_per_second",

@@ -1,4 +1,4 @@
-"""How often a model is right, counted on held-out samples."""
+"""How often a model is right, or how well it predicts a text, counted on held-out samples."""
 
 from __future__ import annotations
 
@@ -10,32 +10,41 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import MlperfOptError
-from mlperf_opt.measure.statistics import wilson_interval
+from mlperf_opt.measure.statistics import Z95, wilson_interval
 from mlperf_opt.settings import require
 
 Array = NDArray[Any]
 
 
+NATS = "nats_per_token"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Quality:
-    """A proportion of right answers.
+    """A proportion of right answers, or how well a text is predicted.
 
     Attributes:
-        metric: ``accuracy`` or ``exact_match``.
-        value: right / n, 0..1.
-        low, high: its 95 % Wilson interval.
-        correct: (n,) bool, read-only.
-        outputs: what the model gave, read-only: float32 (n, classes) logits, or (n, length) completions.
-        nan_rows: samples whose output holds a NaN; they count as wrong.
+        metric: ``accuracy``, ``exact_match`` or ``nats_per_token``.
+        value: right / n, 0..1; or nats, of which less is better.
+        low, high: its 95 % interval: Wilson's, or over windows.
+        correct: (n,) bool, read-only; None where no answer is right or wrong.
+        outputs: what the model gave, read-only: float32 (n, classes) logits, or (n, length) completions; for nats those of
+            each window, float64 (n,).
+        nan_rows: samples whose output holds a NaN; they count as wrong, and make nats NaN.
     """
 
     metric: str
     value: float
     low: float
     high: float
-    correct: NDArray[np.bool_]
+    correct: NDArray[np.bool_] | None
     outputs: Array
     nan_rows: int
+
+    @property
+    def gain(self) -> float:
+        """The value with a sign that makes more better."""
+        return -self.value if self.metric == NATS else self.value
 
 
 def accuracy(predict: Callable[[Array], Array], inputs: Array, targets: Array, batch: int) -> Quality:
@@ -83,11 +92,62 @@ def exact_match(complete: Callable[[Array], Array], prompts: Array, answers: Arr
     return _quality("exact_match", (completions == answers).all(axis=1), completions, broken)
 
 
+def nats_per_token(predict: Callable[[Array], Array], inputs: Array, targets: Array, batch: int) -> Quality:
+    """Return the mean of -ln p(target), in nats, over the targets that count; its exponential is the perplexity.
+
+    The interval is the normal one of a ratio over windows (Cochran, Sampling Techniques, 1977, 6.4): tokens of a window
+    depend on each other, so windows are what is counted.
+
+    Args:
+        predict: (b, T) tokens -> (b, T, classes) logits.
+        inputs: (n, T).
+        targets: (n, T) token ids, negative where they don't count.
+        batch: windows a call; the last call may have fewer.
+
+    Raises:
+        ConfigError: ``batch`` below 1.
+        MlperfOptError: fewer than two windows, targets for each are missing or don't fit what ``predict`` gives.
+    """
+    _check_samples(inputs, len(targets), batch)
+    if len(inputs) < 2:
+        raise MlperfOptError("an interval needs two windows of text or more")
+    parts = [targets[start : start + batch] for start in range(0, len(targets), batch)]
+    sums = np.concatenate([_nats(*pair) for pair in zip(_batches(predict, inputs, batch), parts, strict=True)])
+    counts = (targets >= 0).sum(axis=1)
+    mean = float(sums.sum() / counts.sum())
+    n, rest = len(sums), sums - mean * counts
+    half = Z95 * float(np.sqrt(n / (n - 1) * (rest @ rest))) / float(counts.sum())
+    sums.flags.writeable = False
+    return Quality(
+        metric=NATS,
+        value=mean,
+        low=mean - half,
+        high=mean + half,
+        correct=None,
+        outputs=sums,
+        nan_rows=int(np.isnan(sums).sum()),
+    )
+
+
+def _nats(logits: Array, targets: Array) -> NDArray[np.float64]:
+    """Sum of -ln softmax(logits)[target] over each row's targets that count: (b, T, classes), (b, T) -> (b,)."""
+    if logits.shape[:-1] != targets.shape or targets.max() >= logits.shape[-1]:
+        raise MlperfOptError(f"logits {logits.shape} don't fit targets {targets.shape} up to {targets.max()}")
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    chosen = np.take_along_axis(shifted, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
+    nats = np.log(np.exp(shifted).sum(axis=-1, dtype=np.float64)) - chosen
+    return np.where(targets >= 0, nats, 0).sum(axis=-1)
+
+
 def _run(call: Callable[[Array], Array], inputs: Array, expected: int, batch: int) -> Array:
+    _check_samples(inputs, expected, batch)
+    return np.concatenate(list(_batches(call, inputs, batch)))
+
+
+def _check_samples(inputs: Array, expected: int, batch: int) -> None:
     require(batch >= 1, "batch", batch, "1 or more")
     if len(inputs) == 0 or len(inputs) != expected:
         raise MlperfOptError(f"cannot measure the quality: {len(inputs)} samples and {expected} answers")
-    return np.concatenate(list(_batches(call, inputs, batch)))
 
 
 def _batches(call: Callable[[Array], Array], inputs: Array, batch: int) -> Iterator[Array]:

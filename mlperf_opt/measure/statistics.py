@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+Z95 = 1.959964  # quantile of the normal distribution for a 95 % interval
 _RESAMPLES = 2000
 _CHUNK = 1 << 21  # resampled values held at once: 16 MB of float64
 
 
-def wilson_interval(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(successes: int, n: int, z: float = Z95) -> tuple[float, float]:
     """Return the Wilson score interval of a proportion, both ends within 0..1.
 
     Source: E. B. Wilson, "Probable inference, the law of succession, and statistical inference", JASA 22 (1927). Unlike

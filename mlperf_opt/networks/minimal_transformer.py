@@ -17,7 +17,14 @@ _EPS = 1e-5
 
 @dataclass(frozen=True)
 class MinimalTransformer:
-    """Token embedding, positions, then per layer x + attention(norm(x)) and x + mlp(norm(x)), a last norm and the logits."""
+    """Token embedding, positions, then per layer x + attention(norm(x)) and x + mlp(norm(x)), a last norm and the logits.
+
+    Attributes:
+        vocabulary, context, layers, dim, heads, hidden: sizes; hidden is the width of the mlp.
+        positions: learned or sinusoidal (added to the embedding), or rotary (queries and keys are turned).
+        kv_heads: heads of keys and values, each for heads / kv_heads of the queries'; None: as many as heads.
+        tied: the embedding's table is the weight of the logits too (Press and Wolf, arXiv:1608.05859).
+    """
 
     vocabulary: int = 27
     context: int = 16
@@ -25,12 +32,18 @@ class MinimalTransformer:
     dim: int = 32
     heads: int = 2
     hidden: int = 128
-    positions: Literal["learned", "sinusoidal"] = "learned"
+    positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
+    kv_heads: int | None = None
+    tied: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocabulary", "context", "layers", "dim", "heads", "hidden"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number >= 1")
         require(self.dim % self.heads == 0, "heads", self.heads, f"a divisor of dim={self.dim}")
+        shared = self.kv_heads is None or (self.kv_heads >= 1 and self.heads % self.kv_heads == 0)
+        require(shared, "kv_heads", self.kv_heads, f"a divisor of heads={self.heads}")
+        even = self.positions != "rotary" or self.dim // self.heads % 2 == 0
+        require(even, "positions", self.positions, f"an even number of dim={self.dim} for each of heads={self.heads}")
 
     def build(self, name: str, rng: np.random.Generator) -> Graph:
         """Return the initialised graph: tokens int64 (N, T), T <= context -> logits (N, T, vocabulary)."""
@@ -48,17 +61,24 @@ class MinimalTransformer:
         x = build.node("embedding", "embed", tokens, table=normal(rng, (self.vocabulary, self.dim), deviation))
         if self.positions == "learned":
             x = build.node("learned_positions", "positions", x, table=normal(rng, (self.context, self.dim), deviation))
-        else:
+        elif self.positions == "sinusoidal":
             x = build.node("sinusoidal_positions", "positions", x, context=self.context)
+        width = self.dim // self.heads
+        keys = width * (self.kv_heads or self.heads)
         for layer in range(1, self.layers + 1):
             at = f"layer{layer}"
             y = norm(f"{at}.norm1", x)
-            q, k, v = (linear(f"{at}.{part}", y, self.dim, self.dim, deviation) for part in ("query", "key", "value"))
+            parts = {"query": self.dim, "key": keys, "value": keys}
+            q, k, v = (linear(f"{at}.{part}", y, units, self.dim, deviation) for part, units in parts.items())
+            if self.positions == "rotary":
+                q, k = (build.node("rotary", f"{x}.rotary", x, width=width, context=self.context) for x in (q, k))
             y = build.node("attention", f"{at}.attention", q, k, v, heads=self.heads, causal=True)
             x = build.node("add", f"{at}.add1", x, linear(f"{at}.project", y, self.dim, self.dim, residual))
             y = norm(f"{at}.norm2", x)
             y = build.node("gelu", f"{at}.gelu", linear(f"{at}.up", y, self.hidden, self.dim, deviation))
             down = linear(f"{at}.down", y, self.dim, self.hidden, residual * math.sqrt(self.dim / self.hidden))
             x = build.node("add", f"{at}.add2", x, down)
-        logits = linear("logits", norm("norm", x), self.vocabulary, self.dim, deviation)
-        return build.finish(logits)
+        x = norm("norm", x)
+        if self.tied:
+            return build.finish(build.node("linear", "logits", x, "embed.table", bias=zeros(self.vocabulary)))
+        return build.finish(linear("logits", x, self.vocabulary, self.dim, deviation))

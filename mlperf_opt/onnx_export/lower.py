@@ -104,7 +104,7 @@ class _Lowering:
         except GraphError as error:
             raise GraphError(f"node {graph_node.output!r}: {error}") from None
         local = {OUT: self.names[graph_node.output]}
-        arguments = dict(zip((a.rstrip("?") for a in definition.arguments), graph_node.inputs, strict=True))
+        arguments = dict(zip((a.rstrip("?") for a in definition.arguments), graph_node.inputs, strict=False))
         for step in form:
             target = local.setdefault(step.output, f"{graph_node.output}:{step.output}")
             inputs = [self._input(source, local, arguments) for source in step.inputs]
@@ -124,6 +124,9 @@ class _Lowering:
             name = self.names[argument]
             return self._once(node("Transpose", name, to=f"{name}:T", perm=[1, 0])) if transposed else name
         weight_name, part = split_name(argument)
+        if transposed and len(self.graph.readers(weight_name)) > 1:  # stored once, whoever reads it in whatever order
+            name = self._argument(argument, False)
+            return self._once(node("Transpose", name, to=f"{name}:T", perm=[1, 0]))
         weight = self.graph.weights[weight_name]
         if part == "scale":
             return self._store(f"{weight_name}:scale", weight.part("scale"))

@@ -52,7 +52,7 @@ class Cluster(Pass):
 
     def check(self, graph: Graph) -> None:
         matrices = graph.matrices()
-        known = {*matrices, *(node.output for node in matrices.values())}
+        known = {*matrices, *(reader for name in matrices for reader in graph.readers(name))}
         for setting, names in (("skip", self.skip), ("layers", self.layers or {})):
             for name in names:
                 if name not in known:
@@ -84,9 +84,10 @@ class Cluster(Pass):
     def _chosen(self, graph: Graph) -> dict[str, int]:
         """Bits of each matrix that isn't skipped."""
         found, layers = {}, self.layers or {}
-        for name, node in graph.matrices().items():
-            if name not in self.skip and node.output not in self.skip:
-                found[name] = layers.get(name, layers.get(node.output, self.bits))
+        for name in graph.matrices():
+            names = (name, *graph.readers(name))
+            if set(self.skip).isdisjoint(names):
+                found[name] = next((layers[known] for known in names if known in layers), self.bits)
         return found
 
 

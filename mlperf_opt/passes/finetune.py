@@ -91,9 +91,9 @@ class Finetune(Pass):
 
     def _settings(self) -> TrainSettings:
         return TrainSettings(
-            self.epochs,
-            self.batch,
-            self.lr,
+            epochs=self.epochs,
+            batch=self.batch,
+            lr=self.lr,
             warmup=self.warmup,
             optimizer=self.optimizer,
             l1=self.l1,

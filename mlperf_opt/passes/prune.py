@@ -98,7 +98,7 @@ class Prune(Pass):
 
     def check(self, graph: Graph) -> None:
         names = graph.matrices()
-        known = {*names, *(node.output for node in names.values())}
+        known = {*names, *(reader for name in names for reader in graph.readers(name))}
         for name in self.skip:
             if name not in known:
                 raise PassError(f"prune: skip={name}: no such weight or node{did_you_mean(name, known)}")
@@ -183,7 +183,14 @@ class Prune(Pass):
         total = self.epochs + self.hold
         stable = max(0.0, self.epochs / total - _WARMUP)
         return TrainSettings(
-            total, self.batch, self.lr, warmup=_WARMUP, stable=stable, floor=_HOLD_FLOOR, optimizer="adam", shift=self.shift
+            epochs=total,
+            batch=self.batch,
+            lr=self.lr,
+            warmup=_WARMUP,
+            stable=stable,
+            floor=_HOLD_FLOOR,
+            optimizer="adam",
+            shift=self.shift,
         )
 
     def _groups(self, chosen: list[str]) -> list[list[str]]:
@@ -191,7 +198,7 @@ class Prune(Pass):
         return [chosen] if self.scope == "global" else [[name] for name in chosen]
 
     def _chosen(self, graph: Graph) -> list[str]:
-        return [n for n, node in graph.matrices().items() if n not in self.skip and node.output not in self.skip]
+        return [name for name in graph.matrices() if set(self.skip).isdisjoint({name, *graph.readers(name)})]
 
 
 def _zeros(weights: dict[str, Weight]) -> dict[str, Any]:

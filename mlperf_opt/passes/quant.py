@@ -73,7 +73,7 @@ class Quant(Pass):
     def check(self, graph: Graph) -> None:
         if any(not isinstance(w.encoding, Dense) or w.values.dtype != np.float32 for w in graph.parameters().values()):
             raise PassError(f"quant: the weights of {graph.name} are quantized already")
-        nodes = {node.output for node in graph.matrices().values()}
+        nodes = {reader for name in graph.matrices() for reader in graph.readers(name)}
         for name in self.skip:
             if name not in nodes:
                 raise PassError(f"quant: skip={name}: no such node{did_you_mean(name, nodes)}")
@@ -84,7 +84,7 @@ class Quant(Pass):
         if self.dtype == "fp16":
             halves = {name: Weight(w.values.astype(np.float16)) for name, w in self._halves(graph).items()}
             return PassResult(verify(graph.with_weights(halves)))
-        chosen = {name: node for name, node in graph.matrices().items() if node.output not in self.skip}
+        chosen = {name: node for name, node in graph.matrices().items() if not self._skips(graph, name)}
         axis = 0 if self.granularity == "channel" else None
         if self.scheme == "weight_only":
             return PassResult(verify(graph.with_weights(self._in_file_alone(graph, chosen, axis))))
@@ -115,6 +115,10 @@ class Quant(Pass):
             if name in owners:
                 found[owners[name]] = bias_on_grid(graph.weights[owners[name]], found[name])
         return found
+
+    def _skips(self, graph: Graph, weight: str) -> bool:
+        """Whether any of the nodes that share a weight is to stay float32."""
+        return not set(self.skip).isdisjoint(graph.readers(weight))
 
     def _halves(self, graph: Graph) -> dict[str, Weight]:
         """The parameters that fp16 stores in half: all but those of skipped nodes."""

@@ -17,6 +17,7 @@ from mlperf_opt.training import EpochReport
 
 Array = NDArray[Any]
 _BATCH = 500
+_TOKENS = 8_192  # of sequences in a batch: attention takes memory by the square of their length
 
 
 def watch(context: PassContext, rows: list[dict[str, Any]]) -> Callable[[EpochReport], None]:
@@ -37,9 +38,10 @@ def calibration_accuracy(graph: Graph, data: Dataset, runtime: Runtime = NUMPY) 
     """Return the share of the calibration split's targets that are predicted."""
     executable, split = runtime.prepare(graph), data.calibration
     hits = counted = 0
-    for start in range(0, len(split), _BATCH):
-        targets = split.targets[start : start + _BATCH]
-        found = executable(split.inputs[start : start + _BATCH]).argmax(axis=-1)
+    batch = _BATCH if split.inputs.ndim != 2 else max(1, _TOKENS // split.inputs.shape[1])
+    for start in range(0, len(split), batch):
+        targets = split.targets[start : start + batch]
+        found = executable(split.inputs[start : start + batch]).argmax(axis=-1)
         hits += int((found == targets)[targets >= 0].sum())
         counted += int((targets >= 0).sum())
     return hits / counted

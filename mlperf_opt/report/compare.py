@@ -246,8 +246,6 @@ def _delta(step: str, metric: str, old: Row, new: Row) -> Delta:
     if metric == "quality" and old["quality_metric"] != new["quality_metric"]:
         return replace(plain, note=f"different metrics: {old['quality_metric']} and {new['quality_metric']}")
     difference = after - before
-    if metric == "quality" and old["split"] != new["split"]:
-        return replace(plain, note=f"counted on different splits: {old['split']} and {new['split']}")
     if metric == "quality" and old["quality_metric"] == "nats_per_token":
         difference = -difference
     ratio = after / before if before else None

@@ -6,6 +6,7 @@ The walks are loops over the topological order, so time is linear in the number 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from mlperf_opt.training.masters import argument_of
 from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 
 Array = NDArray[Any]
+NO_FACTORS: Mapping[str, Array] = MappingProxyType({})
 
 
 def arguments(graph: Graph, masters: Mapping[str, Array]) -> dict[str, Array]:
@@ -43,6 +45,7 @@ def gradients(
     inputs: tuple[Array, ...],
     targets: Array,
     objective: Objective = CROSS_ENTROPY,
+    factors: Mapping[str, Array] = NO_FACTORS,
 ) -> tuple[float, Array, dict[str, Array]]:
     """Return the loss of the graph's output against ``targets``, the output, and the loss's gradients.
 
@@ -52,6 +55,7 @@ def gradients(
         inputs: in the order of ``graph.inputs``.
         targets: class ids of the output's leading shape, -1 where they don't count.
         objective: the loss.
+        factors: what some values are multiplied by, elementwise, once they are made: dropout.
 
     Returns:
         (loss, logits, {weight name: gradient of its real values}).
@@ -64,13 +68,16 @@ def gradients(
     values: dict[str, Array] = {**weights, **dict(zip(graph.inputs, inputs, strict=True))}
     for node in graph.nodes:
         feeds = [values[name] if name else None for name in node.inputs]
-        values[node.output] = node.definition.forward(*feeds, **node.attributes)
+        made = node.definition.forward(*feeds, **node.attributes)
+        values[node.output] = made * factors[node.output] if node.output in factors else made
     logits = values[graph.outputs[0]]
     loss, d_logits = objective(logits, targets, inputs)
-    return loss, logits, backward(graph, values, d_logits)
+    return loss, logits, backward(graph, values, d_logits, factors)
 
 
-def backward(graph: Graph, values: Mapping[str, Array], d_output: Array) -> dict[str, Array]:
+def backward(
+    graph: Graph, values: Mapping[str, Array], d_output: Array, factors: Mapping[str, Array] = NO_FACTORS
+) -> dict[str, Array]:
     """Return the gradients of all weights, given every value of the forward walk and the gradient of the output.
 
     A weight that the output does not depend on has a gradient of zeros.
@@ -83,6 +90,8 @@ def backward(graph: Graph, values: Mapping[str, Array], d_output: Array) -> dict
         grad = grads.pop(node.output, None)  # a value is complete once its own node is reached
         if grad is None:
             continue
+        if node.output in factors:
+            grad = grad * factors[node.output]
         vjp = node.definition.vjp
         if vjp is None:
             raise GraphError(f"node {node.output!r}: {node.op} has no gradient")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset, Loader
+from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph, graph_hash
 from mlperf_opt.settings import require
 from mlperf_opt.training.autodiff import arguments, gradients
 from mlperf_opt.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from mlperf_opt.training.dropout import droppable, factors
 from mlperf_opt.training.masters import gradient_of, master_of, real_values, stored
 from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
-from mlperf_opt.training.projection import Free, Projection
+from mlperf_opt.training.projection import Arrays, Free, Projection
 from mlperf_opt.training.schedules import cosine
 
 Array = NDArray[Any]
@@ -31,8 +35,10 @@ class TrainSettings:
     """How a network is trained.
 
     Attributes:
-        epochs: passes over the training split.
+        epochs: passes over the training split; between them lie reports, validation and checkpoints.
+        steps: steps an epoch instead of a pass, for a long text; 0 for a pass.
         batch: samples a step.
+        accumulate: parts in which a batch is computed, to save memory or to use threads; their gradients are summed.
         lr: peak learning rate.
         warmup: share of all steps in which the rate rises, 0..1.
         stable: share of all steps in which it then stays at its peak, before half a cosine takes it down.
@@ -42,11 +48,14 @@ class TrainSettings:
         l1: penalty on the magnitude of each matrix entry (not on biases and norms): small weights become
             zeros, so that pruning takes little away.
         clip: limit of the gradients' global L2 norm; 0 for none.
+        dropout: share of the numbers that are zeroed in each branch of a residual network, 0 to less than 1.
         shift: images only: random shifts by up to this many pixels.
     """
 
     epochs: int = 50
+    steps: int = 0
     batch: int = 32
+    accumulate: int = 1
     lr: float = 0.003
     warmup: float = 0.05
     stable: float = 0.0
@@ -55,16 +64,20 @@ class TrainSettings:
     weight_decay: float = 0.0
     l1: float = 0.0
     clip: float = 0.0
+    dropout: float = 0.0
     shift: int = 0
 
     def __post_init__(self) -> None:
         require(self.epochs >= 0, "epochs", self.epochs, "a whole number >= 0")
+        require(self.steps >= 0, "steps", self.steps, "a whole number >= 0")
         require(self.batch >= 1, "batch", self.batch, "a whole number >= 1")
+        require(1 <= self.accumulate <= self.batch, "accumulate", self.accumulate, f"1 to batch={self.batch}")
         require(0 < self.lr < float("inf"), "lr", self.lr, "a number > 0")
         for name in ("warmup", "stable", "floor"):
             require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "0 to 1")
         for name in ("weight_decay", "l1", "clip"):
             require(0 <= getattr(self, name) < float("inf"), name, getattr(self, name), "a number >= 0")
+        require(0 <= self.dropout <= 0.99, "dropout", self.dropout, "0 to 0.99")
         require(self.shift >= 0, "shift", self.shift, "a whole number >= 0")
 
     def make_optimizer(self) -> Optimizer:
@@ -121,6 +134,7 @@ def train(
     progress: Callable[[EpochReport], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 0.0,
+    threads: int = 1,
 ) -> TrainResult:
     """Fit the graph's parameters to the training split. Quantized and float16 weights stay on their grid.
 
@@ -134,14 +148,17 @@ def train(
         progress: called after each epoch.
         checkpoint: written between epochs; where the file exists, training goes on from it to the same result.
         checkpoint_seconds: time from one checkpoint to the next at the least.
+        threads: for the parts of a batch (``accumulate``); the result doesn't depend on it.
 
     Raises:
+        ConfigError: dropout where no value could be dropped.
         ArtifactError: the checkpoint is damaged or of another training.
         GraphError: the graph can't be differentiated.
     """
-    run = _Training(
-        graph, settings, projection or Free(), objective, Loader(data.train, settings.batch, seed, settings.shift)
-    )
+    loader = Loader(data.train, settings.batch, seed, settings.shift, settings.steps)
+    run = _Training(graph, settings, projection or Free(), objective, loader, threads)
+    if settings.dropout and not run.droppable:
+        raise ConfigError(f"train.dropout={settings.dropout}: {graph.name} has no residual branch to drop from; expected 0")
     state = run.initial_state(f"{graph_hash(graph)} {data.sha256} {settings} {seed}")
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, state)
@@ -170,6 +187,11 @@ class _Training:
     projection: Projection
     objective: Objective
     loader: Loader
+    threads: int
+
+    @cached_property
+    def droppable(self) -> dict[str, int]:
+        return droppable(self.graph)
 
     def initial_state(self, identity: str) -> TrainState:
         weights = {name: master_of(weight) for name, weight in self.graph.parameters().items()}
@@ -190,23 +212,54 @@ class _Training:
         warmup, stable = round(settings.warmup * total), round(settings.stable * total)
         matrices = self.graph.matrices() if settings.l1 else {}
         parameters = self.graph.parameters()
-        loss_sum = hits = counted = 0.0
-        for inputs, targets in self.loader.epoch(state.epoch):
-            if state.step == 0 or (self.projection.every and state.step % self.projection.every == 0):
-                state.memory = self.projection.refresh(state.weights, state.memory, state.step, total)
-            used = state.weights | self.projection.project(state.weights, state.memory)
-            loss, logits, grads = gradients(self.graph, arguments(self.graph, used), (inputs,), targets, self.objective)
-            for name in matrices:
-                grads[name] += settings.l1 * np.sign(real_values(parameters[name], state.weights[name]))
-            grads = {name: gradient_of(parameters[name], gradient) for name, gradient in grads.items()}
-            if settings.clip:
-                clip_by_global_norm(grads, settings.clip)
-            state.step += 1
-            lr = cosine(state.step, total, warmup, settings.lr, settings.floor * settings.lr, stable)
-            for name, weight in state.weights.items():
-                optimizer.update(weight, grads[name], state.slots[name], lr, state.step)
-            valid = targets >= 0
-            hits += float((logits.argmax(axis=-1) == targets)[valid].sum())
-            counted += float(valid.sum())
-            loss_sum += loss * len(inputs)
-        return loss_sum / len(self.loader.split), hits / counted
+        loss_sum = 0.0
+        hits = counted = 0
+        with ThreadPoolExecutor(self.threads) as pool:
+            for inputs, targets in self.loader.epoch(state.epoch):
+                if state.step == 0 or (self.projection.every and state.step % self.projection.every == 0):
+                    state.memory = self.projection.refresh(state.weights, state.memory, state.step, total)
+                used = state.weights | self.projection.project(state.weights, state.memory)
+                loss, right, grads = self._gradients(arguments(self.graph, used), inputs, targets, state.step, pool)
+                for name in matrices:
+                    grads[name] += settings.l1 * np.sign(real_values(parameters[name], state.weights[name]))
+                grads = {name: gradient_of(parameters[name], gradient) for name, gradient in grads.items()}
+                if settings.clip:
+                    clip_by_global_norm(grads, settings.clip)
+                state.step += 1
+                lr = cosine(state.step, total, warmup, settings.lr, settings.floor * settings.lr, stable)
+                for name, weight in state.weights.items():
+                    optimizer.update(weight, grads[name], state.slots[name], lr, state.step)
+                hits += right
+                counted += int((targets >= 0).sum())
+                loss_sum += loss * len(inputs)
+        return loss_sum / self.loader.samples, hits / counted
+
+    def _gradients(
+        self, weights: Arrays, inputs: Array, targets: Array, step: int, pool: ThreadPoolExecutor
+    ) -> tuple[float, int, dict[str, Array]]:
+        """Return (loss, targets predicted, gradients) of a batch, summed over its parts in their order.
+
+        The loss of a part is a mean over its targets, so a part counts by their number.
+        """
+        counts = (targets >= 0).reshape(len(targets), -1).sum(axis=1)
+        whole = np.arange(len(inputs))
+        parts = [rows for rows in np.array_split(whole, self.settings.accumulate) if counts[rows].any()] or [whole]
+
+        def run(part: int) -> tuple[float, int, dict[str, Array]]:
+            rows = slice(parts[part][0], parts[part][-1] + 1)
+            shape, seed = inputs[rows].shape, (self.loader.seed, step, part)
+            dropped = factors(self.droppable, shape, self.settings.dropout, seed)
+            feeds = (self.graph, weights, (inputs[rows],), targets[rows], self.objective, dropped)
+            loss, logits, grads = gradients(*feeds)
+            return loss, int((logits.argmax(axis=-1) == targets[rows])[targets[rows] >= 0].sum()), grads
+
+        if len(parts) == 1:
+            return run(0)
+        loss, hits, total = 0.0, 0, {}
+        for part, (one, right, grads) in enumerate(pool.map(run, range(len(parts)))):
+            share = counts[parts[part]].sum() / counts.sum()
+            loss, hits = loss + share * one, hits + right
+            for name, grad in grads.items():
+                part_of_total = grad * grad.dtype.type(share)
+                total[name] = total[name] + part_of_total if name in total else part_of_total
+        return float(loss), hits, total

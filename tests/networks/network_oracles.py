@@ -1,5 +1,6 @@
 """The networks written out again in float64, one sample and one place at a time, as their papers describe them."""
 
+import cmath
 import math
 
 import numpy as np
@@ -69,6 +70,15 @@ def _sinusoid(place, width):
     return [(math.sin, math.cos)[i % 2](place / 10000 ** ((i - i % 2) / width)) for i in range(width)]
 
 
+def _turned(x, place, size):
+    """Pairs of numbers as complex numbers, each turned by its own frequency (Su et al., arXiv:2104.09864, equation 15)."""
+    out = []
+    for i in range(0, len(x), 2):
+        point = complex(x[i], x[i + 1]) * cmath.exp(1j * place * 10000 ** (-(i % size) / size))
+        out += [point.real, point.imag]
+    return np.array(out)
+
+
 def transformer(graph, tokens, layers, heads, positions):
     """One sequence of token ids -> logits (T, V): each place looks back with plain loops."""
     w = real(graph)
@@ -81,19 +91,26 @@ def transformer(graph, tokens, layers, heads, positions):
     def norm(name, x):
         return _normed(x, w[f"{name}.gamma"], w[f"{name}.beta"])
 
-    places = [w["positions.table"][t] if positions == "learned" else _sinusoid(t, width) for t in range(len(tokens))]
-    xs = [w["embed.table"][token] + place for token, place in zip(tokens, places, strict=True)]
+    xs = [w["embed.table"][token] for token in tokens]
+    if positions != "rotary":
+        places = [w["positions.table"][t] if positions == "learned" else _sinusoid(t, width) for t in range(len(tokens))]
+        xs = [x + place for x, place in zip(xs, places, strict=True)]
     for layer in range(1, layers + 1):
         at = f"layer{layer}"
         ys = [norm(f"{at}.norm1", x) for x in xs]
         queries, keys, values = ([linear(f"{at}.{part}", y) for y in ys] for part in ("query", "key", "value"))
+        if positions == "rotary":
+            queries, keys = ([_turned(x, t, size) for t, x in enumerate(part)] for part in (queries, keys))
+        shared = width // len(keys[0])  # heads of queries for each head of keys
         for t in range(len(xs)):
             seen = np.empty(width)
             for head in range(heads):
                 part = slice(head * size, (head + 1) * size)
-                scores = [queries[t][part] @ keys[s][part] / math.sqrt(size) for s in range(t + 1)]
+                of_keys = slice(head // shared * size, (head // shared + 1) * size)
+                scores = [queries[t][part] @ keys[s][of_keys] / math.sqrt(size) for s in range(t + 1)]
                 shares = [math.exp(score - max(scores)) for score in scores]
-                seen[part] = sum(share * values[s][part] for s, share in enumerate(shares)) / sum(shares)
+                seen[part] = sum(share * values[s][of_keys] for s, share in enumerate(shares)) / sum(shares)
             xs[t] = xs[t] + linear(f"{at}.project", seen)
         xs = [x + linear(f"{at}.down", _gelu(linear(f"{at}.up", norm(f"{at}.norm2", x)))) for x in xs]
-    return np.stack([linear("logits", norm("norm", x)) for x in xs])
+    table = w.get("logits.weight", w["embed.table"])  # tied: the embedding's own
+    return np.stack([table @ norm("norm", x) + w["logits.bias"] for x in xs])

@@ -51,7 +51,7 @@ def test_the_two_sizes_that_are_promised():
     assert count(lenet) == 431_080
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
 @pytest.mark.parametrize("length", [1, 5])
 def test_a_transformer_counted_by_hand(positions, length):
     """V=11, context 6, 3 layers, D=8, 2 heads, hidden 20."""
@@ -62,6 +62,16 @@ def test_a_transformer_counted_by_hand(positions, length):
     products = 3 * (4 * 8 * 8 + 2 * 20 * 8) + 11 * 8  # for each place
     looks = 3 * 2 * length * length * 8  # q k^T and weights v, each T x T x D over all heads
     assert graph.macs({"N": 1, "T": length}) == length * products + looks
+
+
+def test_shared_heads_and_a_tied_table_counted_by_hand():
+    """As above, with one head of keys and values for both of the queries', and the embedding's table for the logits."""
+    graph = MinimalTransformer(11, 6, 3, 8, 2, 20, kv_heads=1, tied=True).build("net", np.random.default_rng(0))
+    layer = 2 * (8 + 8) + 2 * (8 * 8 + 8) + 2 * (4 * 8 + 4) + (20 * 8 + 20) + (8 * 20 + 8)
+    assert count(graph) == 11 * 8 + 6 * 8 + 3 * layer + (8 + 8) + 11
+    products = 3 * (2 * 8 * 8 + 2 * 4 * 8 + 2 * 20 * 8) + 11 * 8
+    assert graph.macs({"N": 1, "T": 5}) == 5 * products + 3 * 2 * 5 * 5 * 8
+    assert graph.readers("embed.table") == ["embed", "logits"]
 
 
 @pytest.mark.parametrize(
@@ -94,17 +104,25 @@ def transformer(rng, **sizes):
     return graph.with_weights({n: Weight(w.values + noise[n]) for n, w in graph.weights.items()})
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
-@pytest.mark.parametrize("layers, heads", [(1, 1), (2, 2), (1, 4), (3, 8)])
-def test_a_transformer_is_what_the_papers_say(positions, layers, heads, rng):
-    graph = transformer(rng, layers=layers, heads=heads, positions=positions)
+@pytest.mark.parametrize(
+    "positions, layers, heads, sizes",
+    [
+        *((positions, *sizes, {}) for positions in ("learned", "sinusoidal") for sizes in ((1, 1), (2, 2), (1, 4), (3, 8))),
+        *(("rotary", *sizes, {}) for sizes in ((1, 1), (2, 2), (1, 4))),
+        ("learned", 2, 4, {"kv_heads": 2}),
+        ("rotary", 1, 4, {"kv_heads": 1, "tied": True}),
+        ("sinusoidal", 1, 2, {"tied": True}),
+    ],
+)
+def test_a_transformer_is_what_the_papers_say(positions, layers, heads, sizes, rng):
+    graph = transformer(rng, layers=layers, heads=heads, positions=positions, **sizes)
     tokens = rng.integers(0, 9, (3, 7))
     expected = [oracles.transformer(graph, row, layers, heads, positions) for row in tokens]
     np.testing.assert_allclose(NUMPY.prepare(graph)(tokens), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("place", range(7))
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
 def test_a_token_changes_its_own_place_and_later_ones_and_no_earlier(positions, place, rng):
     executable = NUMPY.prepare(transformer(rng, positions=positions))
     tokens = rng.integers(0, 9, (2, 7))
@@ -140,7 +158,7 @@ def test_without_its_branches_a_residual_stream_passes_through(rng):
     np.testing.assert_allclose(NUMPY.prepare(graph)(tokens), expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "rotary"])
 def test_more_tokens_than_places_are_refused(positions, rng):
     executable = NUMPY.prepare(transformer(rng, positions=positions))
     with pytest.raises(GraphError, match="8 tokens, but the model knows 7 places"):
@@ -199,6 +217,10 @@ WRONG = [
     (MinimalTransformer, {"layers": 0}, "layers=0: expected"),
     (MinimalTransformer, {"context": -1}, "context=-1: expected"),
     (MinimalTransformer, {"heads": 3}, "heads=3: expected a divisor of dim=32"),
+    (MinimalTransformer, {"heads": 4, "kv_heads": 3}, "kv_heads=3: expected a divisor of heads=4"),
+    (MinimalTransformer, {"heads": 4, "kv_heads": 8}, "kv_heads=8: expected a divisor of heads=4"),
+    (MinimalTransformer, {"kv_heads": 0}, "kv_heads=0: expected a divisor of heads=2"),
+    (MinimalTransformer, {"heads": 32, "positions": "rotary"}, "positions=rotary: expected an even number of dim=32"),
 ]
 
 

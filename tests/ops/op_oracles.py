@@ -50,14 +50,31 @@ def softmax(row):
 
 
 def attention_row(q, keys, values, heads):
-    """One query (D,) over the keys and values (S, D) that it may see -> (D,)."""
+    """One query (D,) over the keys and values (S, D) that it may see -> (D,); a head of keys may serve several queries."""
     d = len(q) // heads
+    shared = len(q) // keys.shape[1]
     out = np.zeros(len(q))
     for head in range(heads):
         part = slice(head * d, (head + 1) * d)
-        scores = [sum(float(a) * float(b) for a, b in zip(q[part], key[part], strict=True)) / math.sqrt(d) for key in keys]
+        of_keys = slice(head // shared * d, (head // shared + 1) * d)
+        scores = [
+            sum(float(a) * float(b) for a, b in zip(q[part], key[of_keys], strict=True)) / math.sqrt(d) for key in keys
+        ]
         for share, value in zip(softmax(scores), values, strict=True):
-            out[part] += share * value[part]
+            out[part] += share * value[of_keys]
+    return out
+
+
+def rotary(x, places, width):
+    """One vector (D,) a place: each pair of a head turned by its angle, with sines and cosines written out."""
+    out = np.array(x, np.float64)
+    for n, t in np.ndindex(x.shape[:2]):
+        for start in range(0, x.shape[2], width):
+            for i in range(width // 2):
+                angle = int(places[n][t]) / 10000 ** (2 * i / width)
+                a, b = float(x[n, t, start + 2 * i]), float(x[n, t, start + 2 * i + 1])
+                out[n, t, start + 2 * i] = a * math.cos(angle) - b * math.sin(angle)
+                out[n, t, start + 2 * i + 1] = a * math.sin(angle) + b * math.cos(angle)
     return out
 
 

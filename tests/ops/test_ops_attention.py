@@ -23,6 +23,44 @@ def test_attention_is_the_loop(rng, n, t, d, heads, causal):
     np.testing.assert_allclose(found, oracle.attention(q, k, v, heads, causal), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("heads, groups", [(4, 2), (6, 1), (6, 3)])
+@pytest.mark.parametrize("time", [5, 67])
+def test_queries_share_the_heads_of_the_keys(rng, heads, groups, time):
+    """67 places are more than one block of queries."""
+    q = rng.normal(size=(2, time, 2 * heads)).astype(np.float32)
+    k, v = (rng.normal(size=(2, time, 2 * groups)).astype(np.float32) for _ in range(2))
+    found = OPS["attention"].forward(q, k, v, heads=heads, causal=True)
+    np.testing.assert_allclose(found, oracle.attention(q, k, v, heads, True), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("time", [63, 64, 65, 200])
+def test_long_sequences_are_the_formula(rng, time):
+    """Whatever blocks the work is cut into; in float64, with a mask and no loop."""
+    q, k, v = (rng.normal(size=(2, time, 6)) for _ in range(3))
+    scores = np.einsum("nthd,nshd->nhts", q.reshape(2, time, 2, 3), k.reshape(2, time, 2, 3)) / math.sqrt(3)
+    shares = np.exp(scores) * np.tri(time)
+    expected = np.einsum("nhts,nshd->nthd", shares / shares.sum(axis=-1, keepdims=True), v.reshape(2, time, 2, 3))
+    found = OPS["attention"].forward(*(x.astype(np.float32) for x in (q, k, v)), heads=2, causal=True)
+    np.testing.assert_allclose(found, expected.reshape(2, time, 6), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [None, (0, 5, 2)])
+@pytest.mark.parametrize("width, wide", [(2, 2), (4, 8), (6, 18), (16, 32)])
+def test_rotary_turns_pairs_by_their_place(rng, offset, width, wide):
+    x = rng.normal(size=(3, 4, wide)).astype(np.float32)
+    places = np.arange(4) + np.zeros((3, 1), int) + (0 if offset is None else np.array(offset)[:, None])
+    found = OPS["rotary"].forward(x, None if offset is None else np.array(offset), width=width, context=9)
+    np.testing.assert_allclose(found, oracle.rotary(x, places, width), rtol=1e-4, atol=1e-5)
+
+
+def test_products_of_turned_vectors_depend_on_their_distance_alone(rng):
+    q, k = (np.repeat(rng.normal(size=(1, 1, 8)), 30, axis=1).astype(np.float32) for _ in range(2))
+    q, k = (OPS["rotary"].forward(x, None, width=8, context=30)[0] for x in (q, k))
+    products = q @ k.T
+    assert np.abs(np.diff(products[0])).min() > 1e-4, "and on the distance they do depend"
+    np.testing.assert_allclose(products[1:, 1:], products[:-1, :-1], rtol=1e-3, atol=1e-4)
+
+
 def test_attention_depends_on_content():
     """A key that matches the query takes nearly all of the weight (a mask added in the wrong form makes it uniform)."""
     q = k = np.eye(4, dtype=np.float32)[None] * 30

@@ -18,6 +18,9 @@ NETWORKS = {
     "cnn": SimpleCNN(image=(2, 4, 4), channels=(2, 3), hidden=(4,), classes=3),
     "learned": MinimalTransformer(**TRANSFORMER),
     "sinusoidal": MinimalTransformer(**TRANSFORMER, positions="sinusoidal"),
+    "rotary": MinimalTransformer(**TRANSFORMER, positions="rotary"),
+    "shared heads": MinimalTransformer(**TRANSFORMER, kv_heads=1),
+    "tied": MinimalTransformer(**TRANSFORMER, positions="rotary", kv_heads=1, tied=True),
 }
 
 

@@ -7,6 +7,8 @@ from mlperf_opt.runtimes.compiled.attention_ops import (
     lower_attention,
     lower_cache_write,
     lower_cached_attention,
+    lower_head_scale,
+    lower_rotary,
 )
 from mlperf_opt.runtimes.compiled.image_ops import lower_pool
 from mlperf_opt.runtimes.compiled.products import lower_codes, lower_float
@@ -40,10 +42,12 @@ LOWERINGS: dict[str, Lower] = {
     "qembedding": lower_embedding,
     "learned_positions": lower_positions,
     "sinusoidal_positions": lower_positions,
+    "rotary": lower_rotary,
     "quantize": lower_quantize,
     "row_scale": lower_row_grid,
     "row_zero": lower_row_grid,
     "attention": lower_attention,
+    "head_scale": lower_head_scale,
     "cache_write": lower_cache_write,
     "cached_attention": lower_cached_attention,
     "advance": lower_advance,

@@ -55,6 +55,7 @@ class Program:
         self._emitted: list[list[int]] = []
         self._constants: list[Array] = []
         self._constant_bytes = 0
+        self._shared: dict[str, int] = {}
         self._halos = halos(graph)
         self._states = {state.name: FIRST_STATE + i for i, state in enumerate(graph.state)}
         last = last_readers(graph)
@@ -99,6 +100,12 @@ class Program:
         self._constants[-1][: array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self._constant_bytes += size
         return reference(CONSTANTS, start)
+
+    def shared_constant(self, name: str, array: Array) -> int:
+        """Put an array that several nodes read into the pool, once, and return its reference."""
+        if name not in self._shared:
+            self._shared[name] = self.constant(array)
+        return self._shared[name]
 
     def weight(self, argument: str) -> Array:
         """The array that an argument stands for."""
