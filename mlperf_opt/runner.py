@@ -69,7 +69,8 @@ class Run:
                     self._fail(step, error)
                     raise
         # Only now: until then the same command in the same folder goes on from them.
-        for path in self._folder.glob(f"*.{CHECKPOINT}"):
+        # Files under a temporary name are what a killed process was writing.
+        for path in (*self._folder.glob(f"*.{CHECKPOINT}"), *self._folder.glob(".*.tmp")):
             path.unlink()
 
     def _step(self, step: Step) -> None:
