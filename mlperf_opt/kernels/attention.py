@@ -33,7 +33,6 @@ from mlperf_opt.kernels.simd import (
 )
 
 _NONE = np.float32(0)
-_ONE = np.float32(1)
 
 
 def _parts(load, size):

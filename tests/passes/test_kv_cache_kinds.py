@@ -8,7 +8,7 @@ import pytest
 from cache_oracle import decode
 from pass_graphs import calibration_data, run_pass
 
-from mlperf_opt.errors import ConfigError, SessionError
+from mlperf_opt.errors import ConfigError, GraphError, SessionError
 from mlperf_opt.graph import Weight, graph_hash
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.ops import OPS, Spec
@@ -118,6 +118,18 @@ def test_what_has_left_the_window_cannot_be_gone_back_to(runtime):
     session.truncate(np.array([2, 0]))  # the sinks are all there
     found = session.prefill(np.stack([np.resize(TOKENS[0, 2:6], 4), TOKENS[1, :4]]))
     np.testing.assert_allclose(found, expected[[0, 1], [5, 3]], atol=1e-4)
+
+
+@each_runtime
+def test_a_token_that_does_not_exist_moves_nothing(runtime):
+    """Although the tokens before it would have gone in already."""
+    session = runtime.prepare(cached("rotary", window=5, sinks=2)).start(1, 100)
+    session.prefill(TOKENS[:1, :6])
+    bad = np.append(TOKENS[:1, 6:12], [[13]], axis=1)
+    with pytest.raises(GraphError, match=r"token ids must be 0\.\.12"):
+        session.prefill(bad)
+    assert session.positions.tolist() == [6]
+    np.testing.assert_allclose(session.prefill(bad[:, :-1])[0], _streamed("rotary", None, 2, 5)[0, 11], atol=1e-4)
 
 
 def _half(_layer, _head, x):
@@ -248,6 +260,7 @@ def test_rounded_caches_are_held_to_a_few_steps():
     [
         ({"window": 0}, "window=0: expected a whole number >= 1, or null"),
         ({"sinks": -1}, "sinks=-1: expected a whole number"),
+        ({"sinks": 2}, "sinks=2: expected 4, or a window with them"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, text):
