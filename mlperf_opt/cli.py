@@ -19,12 +19,15 @@ from mlperf_opt.resources import resource_dir
 COMMANDS = {
     "optimize": "apply passes to a model and measure every step (may be left out)",
     "train": "train a network: train model=NAME [save=PATH] [train.epochs=...]",
+    "generate": "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0] [stop=TEXT]",
     "export": "write an ONNX file and compare it: export model=NAME 'passes=[...]' [save=PATH.onnx]",
     "compare": "compare two runs: compare A B [--fail-on 'quality_delta<-0.01']",
     "help": "explain a command, a pass, a model, a pipeline ...: help NAME",
 }
 _TRAIN = """It writes the model file and a page about it, by default below outputs/models/. Interrupted, it leaves
 a checkpoint, and the same command goes on from there. model.weights=PATH starts from those weights."""
+_GENERATE = """prompt=TEXT may be given more than once: all prompts are gone on with in one batch. stop=TEXT ends a row
+before that text. What a model reads at once, its context, is the limit of prompt and length together."""
 _OPTIMIZE = """--cfg job shows all settings; each is changed by NAME=VALUE, as in passes.prune.sparsity=0.7. The folder of
 the results is named by hydra.run.dir=DIR, with -m by hydra.sweep.dir=DIR."""
 _GROUPS = ("model", "data", "passes", "pipeline", "runtime", "measure")
@@ -103,9 +106,10 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(command: str, line: CommandLine) -> int:
     _fix_threads(line.value("runtime.threads") or "1")
-    from mlperf_opt.commands import export, optimize, train
+    from mlperf_opt.commands import export, generate, optimize, train
 
-    return {"optimize": optimize, "train": train, "export": export}[command].run(line, _console())
+    commands = {"optimize": optimize, "train": train, "generate": generate, "export": export}
+    return commands[command].run(line, _console())
 
 
 def _fix_threads(threads: str) -> None:
@@ -181,6 +185,12 @@ def _explain(topic: str) -> str:
         recipes = [f"train={name}\n{_yaml('train', name)}" for name in options("train")]
         title = f"mlperf-opt train: {COMMANDS[topic]}\n\n{_TRAIN}"
         return _with_docstring(title, TrainSettings, "\n".join(["Recipes (train.NAME=VALUE):\n", *recipes]))
+    if topic == "generate":
+        from mlperf_opt.sampling import SamplingSettings
+
+        title = f"mlperf-opt generate: {COMMANDS[topic]}\n\n{_GENERATE}"
+        defaults = (resource_dir("conf") / "generate_config.yaml").read_text(encoding="utf-8")
+        return _with_docstring(title, SamplingSettings, f"Defaults (NAME=VALUE):\n\n{defaults}")
     if topic in COMMANDS:
         return f"mlperf-opt {topic}: {COMMANDS[topic]}\n\n{_OPTIMIZE}"
     found = [f"{group}={topic}\n\n{_yaml(group, topic)}" for group in _GROUPS if topic in options(group)]

@@ -243,6 +243,11 @@ def lineage(steps: list[Step] | tuple[Step, ...], name: str) -> list[Step]:
     return found
 
 
+def last_branch(steps: tuple[Step, ...]) -> list[Step]:
+    """Return the steps that lead to the last one of the list; of a pipeline with branches, those of its last branch."""
+    return lineage(steps, steps[-1].name) if steps else []
+
+
 def _check_order(steps: list[Step]) -> None:
     *before, step = lineage(steps, steps[-1].name)
     for earlier in before:
@@ -288,7 +293,9 @@ def check_fit(graph: Graph, data: Dataset) -> None:
         isinstance(want, str) or want == have for want, have in zip(spec.shape, inputs.shape, strict=True)
     )
     context = graph.context
-    advice = f": set model.vocabulary={data.tokenizer.size}, and train it" if data.tokenizer else ""
+    advice = (
+        f": set model.vocabulary={data.tokenizer.size}, and train it" if data.tokenizer and data.task == "language" else ""
+    )
     if not fits or spec.dtype != str(inputs.dtype) or (context is not None and inputs.shape[1] > context):
         limit = f" of at most {context} tokens" if context is not None else ""
         given = f"{inputs.dtype}[N,{','.join(map(str, inputs.shape[1:]))}]"
@@ -305,5 +312,5 @@ def check_fit(graph: Graph, data: Dataset) -> None:
     mine, theirs = graph.tokenizer, data.tokenizer
     if mine is not None and theirs is not None and mine != theirs.to_data():
         raise ConfigError(f"model={graph.name} was trained on a text of other tokens than data={data.name} has")
-    if theirs is not None and classes != theirs.size:
+    if theirs is not None and data.task == "language" and classes != theirs.size:
         raise ConfigError(f"model={graph.name} has {classes} outputs, but data={data.name} has {theirs.size} tokens{advice}")

@@ -142,7 +142,9 @@ def test_every_model_composes_and_builds(name):
     count = sum(weight.values.size for weight in graph.parameters().values())
     assert count == PARAMETERS.get(name, count) and count > 0
     assert [step.pass_name for step in config.steps] == ["quant", "prune"]
-    assert config.data.name == {"transformer": "reverse", "lenet300": "mnist", "lenet5": "mnist", "chargpt": "text"}.get(name, "digits")
+    assert config.data.name == {"transformer": "reverse", "lenet300": "mnist", "lenet5": "mnist", "chargpt": "text"}.get(
+        name, "digits"
+    )
 
 
 def test_the_lenets_have_their_published_sizes():
