@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlperf_opt.errors import SessionError
 from mlperf_opt.runtimes import Executable
 from mlperf_opt.settings import require
 
@@ -33,7 +34,8 @@ class SamplingSettings:
 
     def __post_init__(self) -> None:
         require(self.length >= 1, "length", self.length, "a whole number >= 1")
-        require(0 <= self.temperature <= 100, "temperature", self.temperature, "0 to 100")
+        legal = self.temperature == 0 or 0.01 <= self.temperature <= 100
+        require(legal, "temperature", self.temperature, "0, or 0.01 to 100")
         require(self.top_k >= 0, "top_k", self.top_k, "a whole number >= 0")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0, at most 1")
 
@@ -90,7 +92,9 @@ def continuations(
     tokens = np.zeros((len(prompts), int(lengths.max()) + count), np.int64)
     for row, prompt in enumerate(prompts):
         tokens[row, : len(prompt)] = prompt
-    longest = int(lengths.max())
+    longest, context = int(lengths.max()), executable.graph.context
+    if context is not None and longest + count - 1 > context:
+        raise SessionError(f"{longest} tokens and {count} more don't fit the context of {context} tokens")
     if executable.graph.state:
         session = executable.start(len(prompts), longest + count - 1)
         chosen = pick(session.prefill(tokens[:, :longest], lengths))

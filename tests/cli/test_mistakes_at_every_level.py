@@ -11,7 +11,7 @@ MISTAKES = {
     "model=[mlp,cnn]": "no such model",
     "model=../model/cnn": "expected a name, not a path",
     "model=a/b": "expected a name, not a path",
-    "model=MLP": "model=MLP: no such model (one of: cnn, lenet300, lenet5, mlp, transformer)",
+    "model=MLP": "model=MLP: no such model (one of: chargpt, cnn, lenet300, lenet5, mlp, transformer)",
     "data=digit": "did you mean 'digits'",
     "runtime=numpi": "did you mean 'numpy'",
     "runtime.name=numpi": "did you mean 'numpy'",
