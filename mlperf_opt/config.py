@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -163,9 +163,10 @@ def build_config(plain: Mapping[str, Any]) -> RunConfig:
         where = f"promises[{place}]"
         _mapping(promise, where)
         _known_step(build_settings(Promise, promise, where).step, [BASELINE, *(s.name for s in steps)], f"{where}.step")
+    model = model_settings(_mapping(plain.get("model"), "model"))
     return RunConfig(
-        model=model_settings(_mapping(plain.get("model"), "model")),
-        data=data_settings(_mapping(plain.get("data"), "data")),
+        model=model,
+        data=data_settings(_mapping(plain.get("data"), "data"), model),
         runtime=build_settings(RuntimeSettings, _mapping(plain.get("runtime"), "runtime"), "runtime"),
         measure=build_settings(MeasureSettings, _mapping(plain.get("measure"), "measure"), "measure"),
         steps=steps,
@@ -201,11 +202,13 @@ def model_settings(plain: Mapping[str, Any]) -> ModelSettings:
     return ModelSettings(name, family, build_settings(FAMILIES[family], sizes, "model"), weights)
 
 
-def data_settings(plain: Mapping[str, Any]) -> DataSettings:
-    """Return the typed data section."""
+def data_settings(plain: Mapping[str, Any], model: ModelSettings) -> DataSettings:
+    """Return the typed data section; a text is read in windows of the model's context."""
     settings = build_settings(TextSettings if plain.get("name") == "text" else DataSettings, plain, "data")
     if settings.name not in DATASETS:
         raise ConfigError(f"data.name={settings.name}: no such data set{did_you_mean(settings.name, DATASETS)}")
+    if isinstance(settings, TextSettings) and settings.window is None:
+        return replace(settings, window=getattr(model.network, "context", None))
     return settings
 
 
