@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.errors import ConfigError, DataError
+from mlperf_opt.errors import DataError
+from mlperf_opt.extras import require_installed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Native
@@ -234,11 +235,10 @@ def _with_words(native: Native) -> Native:
 
 def require_tokenizers() -> Any:
     """Return the package `tokenizers`. Raises `ConfigError` where it isn't installed."""
-    try:
-        import tokenizers
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
-    except ImportError:
-        raise ConfigError("byte pairs need the package tokenizers: pip install 'mlperf-opt[text]'") from None
+    require_installed("a tokenizer of byte pairs", "tokenizers")
+    import tokenizers
+    import tokenizers.models
+    import tokenizers.pre_tokenizers
+    import tokenizers.trainers
+
     return tokenizers
