@@ -19,6 +19,7 @@ from mlperf_opt.resources import resource_dir
 COMMANDS = {
     "optimize": "apply passes to a model and measure every step (may be left out)",
     "train": "train a network: train model=NAME [save=PATH] [train.epochs=...]",
+    "generate": "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0]",
     "export": "write an ONNX file and compare it: export model=NAME 'passes=[...]' [save=PATH.onnx]",
     "compare": "compare runs: compare A B [C ...] [--fail-on 'quality_delta<-0.01']",
     "plot": "draw error against bytes: plot A [B ...] save=FILE.svg",
@@ -29,6 +30,8 @@ _ABOUT = {
 The folder of the results is named by hydra.run.dir=DIR, with -m by hydra.sweep.dir=DIR.""",
     "train": """It writes the model file and a page about it, by default below outputs/models/. Interrupted, it leaves
 a checkpoint, and the same command goes on from there. model.weights=PATH starts from those weights.""",
+    "generate": """prompt=TEXT may be given more than once: all prompts are gone on with in one batch. stop=TEXT ends a row
+before that text. What a model reads at once, its context, is the limit of prompt and length together.""",
     "export": """It takes the settings of a run (--cfg job shows them), applies the passes in their order, and shows how
 onnxruntime does with the file, by default outputs/models/NAME.onnx.""",
     "plot": """A and B are run folders, sweep folders or CSV files: of a run every step is a point, of a sweep
@@ -111,9 +114,10 @@ def _dispatch(words: list[str]) -> int:
 
 def _run(command: str, line: CommandLine) -> int:
     _fix_threads(line.value("runtime.threads") or "1")
-    from mlperf_opt.commands import export, optimize, train
+    from mlperf_opt.commands import export, generate, optimize, train
 
-    return {"optimize": optimize, "train": train, "export": export}[command].run(line, _console())
+    commands = {"optimize": optimize, "train": train, "generate": generate, "export": export}
+    return commands[command].run(line, _console())
 
 
 def _fix_threads(threads: str) -> None:
@@ -194,13 +198,18 @@ def _command(name: str) -> Iterator[str]:
     if name not in _ABOUT:
         return
     title = f"mlperf-opt {name}: {COMMANDS[name]}\n\n{_ABOUT[name]}"
-    if name != "train":
-        yield title
-        return
-    from mlperf_opt.training import TrainSettings
+    if name == "train":
+        from mlperf_opt.training import TrainSettings
 
-    recipes = [f"train={recipe}\n{_yaml('train', recipe)}" for recipe in options("train")]
-    yield _with_docstring(title, TrainSettings, "\n".join(["Recipes (train.NAME=VALUE):\n", *recipes]))
+        recipes = [f"train={recipe}\n{_yaml('train', recipe)}" for recipe in options("train")]
+        yield _with_docstring(title, TrainSettings, "\n".join(["Recipes (train.NAME=VALUE):\n", *recipes]))
+    elif name == "generate":
+        from mlperf_opt.sampling import SamplingSettings
+
+        defaults = (resource_dir("conf") / "generate_config.yaml").read_text(encoding="utf-8")
+        yield _with_docstring(title, SamplingSettings, f"Defaults (NAME=VALUE):\n\n{defaults}")
+    else:
+        yield title
 
 
 def _pass(name: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from mlperf_opt.errors import ConfigError, did_you_mean
 from mlperf_opt.overrides import CommandLine, options
 from mlperf_opt.resources import resource_dir
 
-MAIN, TRAIN = "config", "train_config"
+MAIN, TRAIN, GENERATE = "config", "train_config", "generate_config"
 VERSION_BASE = "1.3"
 _PIPELINE_KEYS = ("description", "passes", "promises")
 # What escapes from Hydra itself: for a number where the name of a group's option belongs, say.
@@ -195,7 +195,7 @@ def compose(name: str, overrides: list[str], config_dir: Path | None) -> dict[st
     """Return the composed configuration as plain data, without the ``hydra`` section.
 
     Args:
-        name: of the primary config, `MAIN` or `TRAIN`.
+        name: of the primary config, `MAIN`, `TRAIN` or `GENERATE`.
         overrides: of one job.
         config_dir: folder of the user's own configs; what ships wins over equal names.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -163,9 +163,10 @@ def build_config(plain: Mapping[str, Any]) -> RunConfig:
         where = f"promises[{place}]"
         _mapping(promise, where)
         _known_step(build_settings(Promise, promise, where).step, [BASELINE, *(s.name for s in steps)], f"{where}.step")
+    model = model_settings(_mapping(plain.get("model"), "model"))
     return RunConfig(
-        model=model_settings(_mapping(plain.get("model"), "model")),
-        data=data_settings(_mapping(plain.get("data"), "data")),
+        model=model,
+        data=data_settings(_mapping(plain.get("data"), "data"), model),
         runtime=build_settings(RuntimeSettings, _mapping(plain.get("runtime"), "runtime"), "runtime"),
         measure=build_settings(MeasureSettings, _mapping(plain.get("measure"), "measure"), "measure"),
         steps=steps,
@@ -201,11 +202,13 @@ def model_settings(plain: Mapping[str, Any]) -> ModelSettings:
     return ModelSettings(name, family, build_settings(FAMILIES[family], sizes, "model"), weights)
 
 
-def data_settings(plain: Mapping[str, Any]) -> DataSettings:
-    """Return the typed data section."""
+def data_settings(plain: Mapping[str, Any], model: ModelSettings) -> DataSettings:
+    """Return the typed data section; a text is read in windows of the model's context."""
     settings = build_settings(TextSettings if plain.get("name") == "text" else DataSettings, plain, "data")
     if settings.name not in DATASETS:
         raise ConfigError(f"data.name={settings.name}: no such data set{did_you_mean(settings.name, DATASETS)}")
+    if isinstance(settings, TextSettings) and settings.window is None:
+        return replace(settings, window=getattr(model.network, "context", None))
     return settings
 
 
@@ -241,6 +244,11 @@ def lineage(steps: list[Step] | tuple[Step, ...], name: str) -> list[Step]:
         found.insert(0, by_name[name])
         name = by_name[name].source
     return found
+
+
+def last_branch(steps: tuple[Step, ...]) -> list[Step]:
+    """Return the steps that lead to the last one of the list; of a pipeline with branches, those of its last branch."""
+    return lineage(steps, steps[-1].name) if steps else []
 
 
 def _check_order(steps: list[Step]) -> None:
@@ -288,7 +296,9 @@ def check_fit(graph: Graph, data: Dataset) -> None:
         isinstance(want, str) or want == have for want, have in zip(spec.shape, inputs.shape, strict=True)
     )
     context = graph.context
-    advice = f": set model.vocabulary={data.tokenizer.size}, and train it" if data.tokenizer else ""
+    advice = (
+        f": set model.vocabulary={data.tokenizer.size}, and train it" if data.tokenizer and data.task == "language" else ""
+    )
     if not fits or spec.dtype != str(inputs.dtype) or (context is not None and inputs.shape[1] > context):
         limit = f" of at most {context} tokens" if context is not None else ""
         given = f"{inputs.dtype}[N,{','.join(map(str, inputs.shape[1:]))}]"
@@ -305,5 +315,5 @@ def check_fit(graph: Graph, data: Dataset) -> None:
     mine, theirs = graph.tokenizer, data.tokenizer
     if mine is not None and theirs is not None and mine != theirs.to_data():
         raise ConfigError(f"model={graph.name} was trained on a text of other tokens than data={data.name} has")
-    if theirs is not None and classes != theirs.size:
+    if theirs is not None and data.task == "language" and classes != theirs.size:
         raise ConfigError(f"model={graph.name} has {classes} outputs, but data={data.name} has {theirs.size} tokens{advice}")

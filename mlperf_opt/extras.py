@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from mlperf_opt.errors import ConfigError
 
-_EXTRA_OF = {"onnx": "onnx", "onnxruntime": "onnx", "matplotlib": "report"}
+_EXTRA_OF = {"onnx": "onnx", "onnxruntime": "onnx", "matplotlib": "report", "tokenizers": "text"}
 
 
 def is_installed(package: str) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_opt.artifacts import SavedModel, load_graph, save_graph
-from mlperf_opt.config import BASELINE, RunConfig, Step, lineage, load
+from mlperf_opt.config import BASELINE, RunConfig, Step, last_branch, lineage, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import MlperfOptError
 from mlperf_opt.evaluate import Subject, exactness, measure
@@ -20,9 +20,20 @@ from mlperf_opt.measure import describe_system, fix_threads
 from mlperf_opt.passes import PassContext, PassResult
 from mlperf_opt.records import Record
 from mlperf_opt.report import markdown, run_grid, run_notes, write_bytes, write_json, write_metrics, write_table, write_text
+from mlperf_opt.runtimes import Runtime
 
 Show = Callable[[str], None]
 CHECKPOINT = "checkpoint"  # ending of the file in which a step that trains keeps its state
+
+
+def apply_passes(config: RunConfig, runtime: Runtime, show: Show) -> Graph:
+    """Return the network after all passes of the last branch, unmeasured. Raises `MlperfOptError`."""
+    graph, data = load(config)
+    for step in last_branch(config.steps):
+        show(f"{step.name}: applying {step.pass_name}")
+        step.apply.check(graph)
+        graph = verify(step.apply(graph, PassContext(data, config.seed, runtime, show)).graph)
+    return graph
 
 
 @dataclass(frozen=True)

@@ -44,3 +44,12 @@ def mnist_root():
     if not root or not (Path(root) / "mnist").is_dir():
         pytest.skip("needs MNIST: set MLPERF_OPT_DATA to a folder that holds mnist/ with its four IDX files")
     return root
+
+
+@pytest.fixture(scope="session")
+def shakespeare():
+    """Return the file tinyshakespeare.txt; without it the test is skipped, and says so."""
+    path = Path(os.environ.get("MLPERF_OPT_DATA", "")) / "tinyshakespeare.txt"
+    if not path.is_file():
+        pytest.skip("needs a text: set MLPERF_OPT_DATA to a folder that holds tinyshakespeare.txt")
+    return path

@@ -31,7 +31,7 @@ def test_a_configuration_is_plain_data_without_hydra():
     plain = compose(MAIN, ["seed=3", "hydra.run.dir=x"], None)
     assert plain["seed"] == 3 and set(plain) == {"passes", "data", "model", "runtime", "measure", "seed"}
     assert type(plain["model"]) is dict and type(plain["model"]["sizes"]) is list
-    assert set(compose(TRAIN, [], None)) == {"data", "model", "train", "seed", "save"}
+    assert set(compose(TRAIN, [], None)) == {"data", "model", "train", "seed", "save", "threads"}
 
 
 def test_a_model_chooses_its_data_unless_told_otherwise():
@@ -85,7 +85,7 @@ def test_a_sweep_that_is_none(line, text):
         ("passes.prone.sparsity=1", "no such setting 'prone' in passes; did you mean 'prune'"),
         ("model.weights.a.b=1", "model.weights.a.b"),
         ("~passes.finetune", "finetune"),
-        ("model=nope", "model=nope: no such model (one of: cnn, lenet300, lenet5, mlp, transformer)"),
+        ("model=nope", "model=nope: no such model (one of: chargpt, cnn, lenet300, lenet5, mlp, transformer)"),
         ("passes=[quant,prun]", "passes=prun: no such passes; did you mean 'prune'"),
         ("hydra/launcher=basik", "did you mean 'basic'"),
         ("hydra.sweeper.params={a: 1}", "NoneType"),

@@ -10,17 +10,17 @@ from typing import Any
 from rich.console import Console
 
 from mlperf_opt.composition import MAIN, compose, expand, lint_folder, register_pipelines, to_yaml
-from mlperf_opt.config import RunConfig, Step, build_config, lineage, load
+from mlperf_opt.config import build_config, last_branch, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.evaluate import MeasureSettings, Subject
 from mlperf_opt.extras import require_installed
-from mlperf_opt.graph import Graph, verify
+from mlperf_opt.graph import Graph
 from mlperf_opt.measure import Quality, fix_threads
 from mlperf_opt.onnx_export import IR_VERSION, OPSET, export
 from mlperf_opt.overrides import CommandLine
-from mlperf_opt.passes import PassContext
 from mlperf_opt.report import export_table, save_path, write_bytes
+from mlperf_opt.runner import apply_passes
 from mlperf_opt.runtimes import (
     NUMPY,
     ONNX,
@@ -63,12 +63,14 @@ def run(line: CommandLine, console: Console) -> int:
     require_installed("export", "onnx", "onnxruntime")
     ours = NUMPY if config.runtime.name == ONNX.name else config.runtime.runtime
     with fix_threads(config.runtime.threads):
-        graph, data = _optimized(config, ours, console)
+        with console.status("starting") as status:
+            graph = apply_passes(config, ours, status.update)
+        data = load(config)[1]
         content = export(graph)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_bytes(path, content)
         facts = _show(graph, data, ours, path, config.measure, console)
-    names = ", ".join(step.name for step in _steps(config)) or "no passes"
+    names = ", ".join(step.name for step in last_branch(config.steps)) or "no passes"
     console.print(
         f"{config.model.name} ({names}) written to {path}: {len(content):,} bytes, opset {OPSET}, IR version {IR_VERSION}, "
         "onnx.checker passed",
@@ -77,22 +79,6 @@ def run(line: CommandLine, console: Console) -> int:
     for fact in facts:
         console.print(fact, soft_wrap=True)
     return 1 if facts else 0
-
-
-def _steps(config: RunConfig) -> list[Step]:
-    """The steps that lead to the last one of the list; of a pipeline with branches, those of its last branch."""
-    return lineage(config.steps, config.steps[-1].name) if config.steps else []
-
-
-def _optimized(config: RunConfig, runtime: Runtime, console: Console) -> tuple[Graph, Dataset]:
-    """Return the network after all passes, and its data."""
-    graph, data = load(config)
-    with console.status("starting") as status:
-        for step in _steps(config):
-            status.update(f"{step.name}: applying {step.pass_name}")
-            step.apply.check(graph)
-            graph = verify(step.apply(graph, PassContext(data, config.seed, runtime, status.update)).graph)
-    return graph, data
 
 
 def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, settings: MeasureSettings, console: Console) -> list[str]:

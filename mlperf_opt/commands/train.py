@@ -56,7 +56,7 @@ def run(line: CommandLine, console: Console) -> int:
         if not isinstance(plain.get(key), dict):
             raise ConfigError(f"{key}={plain.get(key)}: expected keys and values")
     model, settings = model_settings(plain["model"]), build_settings(TrainSettings, plain["train"], "train")
-    seed, source = check_seed(plain.get("seed")), data_settings(plain["data"])
+    seed, source = check_seed(plain.get("seed")), data_settings(plain["data"], model)
     threads = build_settings(RuntimeSettings, {"threads": plain.get("threads")}, "runtime").threads
     path = _path(plain.get("save"), model.name)
     if line.show:
@@ -80,8 +80,7 @@ def run(line: CommandLine, console: Console) -> int:
         quality = Subject(trained, NUMPY, data, 1).quality
     path.with_suffix(".checkpoint").unlink(missing_ok=True)
     write_text(_readme_path(path), _readme(model, data, plain, trained, quality, saved.sha256, overrides))
-    note = f", {text_note(quality, data, 'test')}" if data.task == "language" else ""
-    console.print(f"test {_worded(quality)}{note}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
+    console.print(f"test {_worded(quality, data)}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
     console.print(f"written to {path} ({saved.file_bytes:,} bytes, sha256 {saved.sha256})", soft_wrap=True)
     return 0
 
@@ -148,8 +147,9 @@ def _reasons(name: str) -> list[str]:
     return [line.lstrip("# ") for line in comments[1:]]
 
 
-def _worded(quality: Quality) -> str:
-    return f"{quality.metric} {quality.value:.4f} (95 % interval {quality.low:.4f} to {quality.high:.4f})"
+def _worded(quality: Quality, data: Dataset) -> str:
+    note = f", {text_note(quality, data, 'test')}" if data.task == "language" else ""
+    return f"{quality.metric} {quality.value:.4f} (95 % interval {quality.low:.4f} to {quality.high:.4f}){note}"
 
 
 def _readme(
@@ -172,7 +172,7 @@ def _readme(
 {parameters:,} parameters, {flops:,} FLOPs a sample. Trained on the {len(data.train):,} training samples of `{data.name}`;
 every choice was made on its {len(data.calibration):,} calibration samples.
 
-Test {_worded(quality)} on {len(data.test):,} samples that no choice has seen.
+Test {_worded(quality, data)} on {len(data.test):,} samples that no choice has seen.
 
 ```
 {to_text(graph)}

@@ -105,7 +105,7 @@ class Dataset:
         test: what is reported.
         prompt: but for classification: the first tokens of a row that are given where the rest is to be generated.
         answer: but for classification: tokens to generate.
-        tokenizer: language only: what the tokens stand for.
+        tokenizer: but for classification: what the tokens stand for.
     """
 
     name: str

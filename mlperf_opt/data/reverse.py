@@ -9,9 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from mlperf_opt.data.dataset import Dataset, Split
+from mlperf_opt.data.tokenizer import CharTokenizer
 
 SEPARATOR = 26
-VOCABULARY = 27
+SYMBOLS = CharTokenizer("ABCDEFGHIJKLMNOPQRSTUVWXYZ|")
 LETTERS = 8
 IGNORE = -1
 _TRAIN, _CALIBRATION, _TEST = 20_000, 500, 1_000
@@ -33,4 +34,4 @@ def make_reverse(seed: int = 0) -> Dataset:
     targets[:, :LETTERS] = IGNORE
     parts = (slice(0, _TRAIN), slice(_TRAIN, _TRAIN + _CALIBRATION), slice(_TRAIN + _CALIBRATION, wanted))
     train, calibration, test = (Split(tokens[part, :-1], targets[part]) for part in parts)
-    return Dataset("reverse", "completion", train, calibration, test, prompt=LETTERS + 1, answer=LETTERS)
+    return Dataset("reverse", "completion", train, calibration, test, prompt=LETTERS + 1, answer=LETTERS, tokenizer=SYMBOLS)

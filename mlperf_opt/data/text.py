@@ -168,14 +168,19 @@ def _tokens(
     else:
         known = learn_pairs(pieces[0].data(), vocabulary)
     with _unfinished(place) as scratch:
-        counts = [sum(_write(part, scratch) for part in _encode(known, piece)) for piece in pieces]
-        scratch.flush()
-        tokens = _mapped(scratch, counts)
-        if place is not None and isinstance(scratch.name, str):  # a temporary file has no name
-            about = {"tokenizer": known.to_data(), "counts": counts}
-            Path(scratch.name).replace(place.with_suffix(_TOKENS))
-            with suppress(OSError):
-                place.with_suffix(_ABOUT).write_text(json.dumps(about), encoding="utf-8")
+        named = Path(scratch.name) if isinstance(scratch.name, str) else None  # a temporary file has no name
+        try:
+            counts = [sum(_write(part, scratch) for part in _encode(known, piece)) for piece in pieces]
+            scratch.flush()
+            tokens = _mapped(scratch, counts)
+            if place is not None and named is not None:
+                about = json.dumps({"tokenizer": known.to_data(), "counts": counts})
+                place.with_suffix(_ABOUT).write_text(about, encoding="utf-8")
+                named.replace(place.with_suffix(_TOKENS))
+        except BaseException:
+            if named is not None:
+                named.unlink(missing_ok=True)
+            raise
     return known, tokens
 
 

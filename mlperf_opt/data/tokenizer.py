@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.errors import ConfigError, DataError
+from mlperf_opt.errors import DataError
+from mlperf_opt.extras import require_installed
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Native
@@ -24,6 +25,7 @@ Array = NDArray[Any]
 Kind = Literal["char", "bpe"]
 BYTES = 256
 MOST_TOKENS = 65_536  # ids fit two bytes
+_LONGEST = 1024  # bytes of a token: a file could otherwise double them with each merge
 
 
 class Tokenizer(Protocol):
@@ -113,11 +115,13 @@ class BpeTokenizer:
             if not (0 <= left < len(known) and 0 <= right < len(known)):
                 raise DataError(f"merge {place} of a tokenizer joins {left} and {right}: expected ids below {len(known)}")
             joined = known[left] + known[right]
+            if len(joined) > _LONGEST or len(known) > MOST_TOKENS:
+                raise DataError(
+                    f"merge {place} of a tokenizer: expected at most {MOST_TOKENS} tokens of {_LONGEST} bytes each"
+                )
             if joined not in found:
                 found[joined] = len(known)
                 known.append(joined)
-        if len(known) > MOST_TOKENS:
-            raise DataError(f"a tokenizer of {len(known)} tokens: expected at most {MOST_TOKENS}")
         return tuple(known)
 
     @property
@@ -180,7 +184,10 @@ def learn_pairs(data: Iterable[bytes], vocabulary: int) -> BpeTokenizer:
     native = require_tokenizers()
     trained = _with_words(native.Tokenizer(native.models.BPE()))
     trainer = native.trainers.BpeTrainer(
-        vocab_size=vocabulary, show_progress=False, initial_alphabet=list(_shown(bytes(range(BYTES))))
+        vocab_size=vocabulary,
+        show_progress=False,
+        initial_alphabet=list(_shown(bytes(range(BYTES)))),
+        max_token_length=_LONGEST,
     )
     trained.train_from_iterator(map(_shown, data), trainer)
     found = BpeTokenizer(tuple(_merges(trained)))
@@ -228,11 +235,10 @@ def _with_words(native: Native) -> Native:
 
 def require_tokenizers() -> Any:
     """Return the package `tokenizers`. Raises `ConfigError` where it isn't installed."""
-    try:
-        import tokenizers
-        import tokenizers.models
-        import tokenizers.pre_tokenizers
-        import tokenizers.trainers
-    except ImportError:
-        raise ConfigError("byte pairs need the package tokenizers: pip install 'mlperf-opt[text]'") from None
+    require_installed("a tokenizer of byte pairs", "tokenizers")
+    import tokenizers
+    import tokenizers.models
+    import tokenizers.pre_tokenizers
+    import tokenizers.trainers
+
     return tokenizers

@@ -133,9 +133,10 @@ def _nats(logits: Array, targets: Array) -> NDArray[np.float64]:
     """Sum of -ln softmax(logits)[target] over each row's targets that count: (b, T, classes), (b, T) -> (b,)."""
     if logits.shape[:-1] != targets.shape or targets.max() >= logits.shape[-1]:
         raise MlperfOptError(f"logits {logits.shape} don't fit targets {targets.shape} up to {targets.max()}")
+    logits = logits.astype(np.float64)  # the difference of two float32 may be none
     shifted = logits - logits.max(axis=-1, keepdims=True)
     chosen = np.take_along_axis(shifted, np.maximum(targets, 0)[..., None], axis=-1)[..., 0]
-    nats = np.log(np.exp(shifted).sum(axis=-1, dtype=np.float64)) - chosen
+    nats = np.log(np.exp(shifted).sum(axis=-1)) - chosen
     return np.where(targets >= 0, nats, 0).sum(axis=-1)
 
 

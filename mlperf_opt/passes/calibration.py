@@ -17,6 +17,7 @@ Method = Literal["minmax", "percentile", "mse"]
 Grid = tuple[Array, Array]  # scale float32 (), zero point uint8 ()
 
 _MSE_SAMPLE = 100_000  # values that the mse search looks at
+_TOKENS = 16_384  # of a text: every value of every layer is in memory at once
 _MSE_RATIOS = np.linspace(0.2, 1.0, 81)
 
 
@@ -48,17 +49,19 @@ def on_grid(values: Array, step: Array) -> Array:
 
 
 def calibrate(graph: Graph, names: set[str], data: Dataset, method: Method, percentile: float) -> dict[str, Grid]:
-    """Return the uint8 grid of each named value over the calibration split.
+    """Return the uint8 grid of each named value over the calibration split; of a long text over its first windows.
 
     Args:
         graph: float graph.
         names: values of the graph.
-        data: its calibration split is run through the graph.
+        data: its calibration split is run through the graph, all at once: of rows of tokens at most `_TOKENS` tokens.
         method: minmax (the whole range), percentile (cuts the tails), mse (the range whose grid has the smallest mean
             squared error).
         percentile: of the percentile method, in percent.
     """
-    values = intermediate_values(graph, names, data.calibration.inputs)
+    inputs = data.calibration.inputs
+    rows = max(1, _TOKENS // inputs.shape[1]) if inputs.dtype.kind == "i" else len(inputs)
+    values = intermediate_values(graph, names, inputs[:rows])
     return {name: _grid(values[name].reshape(-1), method, percentile) for name in sorted(names)}
 
 

@@ -38,7 +38,7 @@ def calibration_accuracy(graph: Graph, data: Dataset, runtime: Runtime = NUMPY) 
     """Return the share of the calibration split's targets that are predicted."""
     executable, split = runtime.prepare(graph), data.calibration
     hits = counted = 0
-    batch = _BATCH if split.inputs.ndim != 2 else max(1, _TOKENS // split.inputs.shape[1])
+    batch = _BATCH if split.inputs.dtype.kind != "i" else max(1, _TOKENS // split.inputs.shape[1])
     for start in range(0, len(split), batch):
         targets = split.targets[start : start + batch]
         found = executable(split.inputs[start : start + batch]).argmax(axis=-1)

@@ -1,5 +1,7 @@
 """Plain safetensors files of named arrays, and the step from one into a network."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import safetensors  # noqa: TID251
@@ -146,3 +148,16 @@ def test_weights_that_do_not_fit_are_named(change, words, path):
     with pytest.raises(ArtifactError, match=words) as caught:
         load_weights(path, float_graph())
     assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_the_tokenizer_of_a_model_file_comes_along(path):
+    tokenizer = {"kind": "char", "symbols": "".join(chr(97 + i) for i in range(_outputs(float_graph(seed=1))))}
+    save_graph(replace(float_graph(seed=1), tokenizer=tokenizer), path)
+    loaded = load_weights(path, float_graph(seed=2))
+    assert loaded.tokenizer == tokenizer
+    save_graph(float_graph(seed=1), path)
+    assert load_weights(path, loaded).tokenizer is None, "of the file, not of the network that it fills"
+
+
+def _outputs(graph):
+    return graph.specs[graph.outputs[0]].shape[-1]

@@ -33,7 +33,7 @@ PARAMETERS = {
 }
 FORBIDDEN = {
     "code": r"_target_|_recursive_|!!python",
-    "the environment": r"\$\{oc\.(?!select:)",
+    "the environment": r"\$\{oc",
     "an absolute path": r"""(?m)(?:^|[\s:=\[,"'])/(?:\w+/)*\w""",
     "a path out of its folder": r"(?:^|/|\s)\.\.(?:/|\s|$)",
     "an address": r"https?://",

@@ -184,3 +184,38 @@ def test_every_place_may_hold_nonsense_or_be_gone(path):
 def test_malformed_data_is_refused(path, value, text):
     with pytest.raises(GraphError, match=text):
         rebuild(_replaced(JSON, path, value), STORED)
+
+
+TOKENS = {"kind": "char", "symbols": "abc"}  # the graph has three outputs
+
+
+def test_a_tokenizer_travels_and_counts_in_the_hash():
+    graph = verify(replace(GRAPH, tokenizer=TOKENS))
+    data = json.loads(json.dumps(structure(graph)))
+    assert data == {**DATA, "tokenizer": TOKENS}
+    again = verify(rebuild(data, STORED))
+    assert again.tokenizer == TOKENS and graph_hash(again) == graph_hash(graph)
+    other = replace(GRAPH, tokenizer={"kind": "char", "symbols": "abd"})
+    assert len({graph_hash(g) for g in (GRAPH, graph, other)}) == 3
+
+
+def test_a_graph_without_a_tokenizer_is_written_as_before_there_were_any():
+    assert "tokenizer" not in DATA and rebuild(DATA, STORED).tokenizer is None
+
+
+@pytest.mark.parametrize(
+    "tokenizer, text",
+    [
+        ({"kind": "char", "symbols": "ab"}, "its tokenizer has 2 tokens, but its output 3 classes"),
+        ({"kind": "char", "symbols": "cba"}, "ascending"),
+        ({"kind": "bpe", "merges": []}, "its tokenizer has 256 tokens"),
+        ({"kind": "bpe", "merges": [[1, 999]]}, "merge 0"),
+        ({}, "of the kind char"),
+        ("abc", "of the kind char"),
+        ([], "of the kind char"),
+        (5, "of the kind char"),
+    ],
+)
+def test_a_tokenizer_that_is_none_is_refused(tokenizer, text):
+    with pytest.raises(GraphError, match=text):
+        verify(rebuild({**DATA, "tokenizer": tokenizer}, STORED))

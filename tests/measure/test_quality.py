@@ -1,10 +1,12 @@
 """Quality counted by hand, and broken models that must not score."""
 
+import math
+
 import numpy as np
 import pytest
 
 from mlperf_opt.errors import ConfigError, MlperfOptError
-from mlperf_opt.measure.quality import accuracy, exact_match
+from mlperf_opt.measure.quality import accuracy, exact_match, nats_per_token
 
 EYE = np.eye(10, dtype=np.float32)
 
@@ -96,3 +98,84 @@ def test_exact_match_needs_every_position():
 def test_a_completion_of_another_length_is_an_error():
     with pytest.raises(MlperfOptError, match=r"completions have the shape \(3, 2\), the answers \(3, 3\)"):
         exact_match(lambda p: p[:, :2], np.ones((3, 3), int), np.ones((3, 3), int), batch=2)
+
+
+def _windows(rng, rows=9, length=5, classes=4):
+    logits = rng.standard_normal((rows, length, classes)).astype(np.float32) * 3
+    targets = rng.integers(0, classes, (rows, length))
+    targets[-1, 2:] = -1
+    return logits, targets
+
+
+def _nats_by_hand(logits, targets):
+    """One list of -ln p a window, in Python floats."""
+    found = []
+    for scores, wanted in zip(logits.tolist(), targets.tolist(), strict=True):
+        pairs = [(row, t) for row, t in zip(scores, wanted, strict=True) if t >= 0]
+        found.append([math.log(sum(math.exp(x - row[t]) for x in row)) for row, t in pairs])
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 4, 100])
+def test_nats_are_the_mean_over_all_tokens(batch, rng):
+    logits, targets = _windows(rng)
+    by_hand = _nats_by_hand(logits, targets)
+    quality = nats_per_token(lambda x: logits[x[:, 0]], np.arange(9)[:, None], targets, batch)
+    assert quality.value == pytest.approx(sum(map(sum, by_hand)) / (8 * 5 + 2), rel=1e-6)
+    assert quality.outputs.tolist() == pytest.approx(list(map(sum, by_hand)), rel=1e-6)
+    assert (quality.metric, quality.correct, quality.nan_rows) == ("nats_per_token", None, 0)
+    assert quality.gain == -quality.value, "less is better"
+
+
+def test_the_interval_of_nats_is_that_of_the_mean_over_windows(rng):
+    """With windows of one length it is the textbook's: mean +- 1.96 s / sqrt(n)."""
+    logits, targets = _windows(rng, rows=40)
+    targets = np.maximum(targets, 0)
+    means = [sum(window) / 5 for window in _nats_by_hand(logits, targets)]
+    half = 1.959964 * math.sqrt(sum((m - sum(means) / 40) ** 2 for m in means) / 39 / 40)
+    quality = nats_per_token(lambda x: logits[x[:, 0]], np.arange(40)[:, None], targets, 40)
+    assert (quality.low, quality.high) == pytest.approx((quality.value - half, quality.value + half), rel=1e-5)
+
+
+def test_a_model_that_knows_nothing_has_the_logarithm_of_the_classes():
+    quality = nats_per_token(
+        lambda x: np.zeros((*x.shape, 65), np.float32), np.zeros((3, 4), int), np.eye(3, 4, dtype=int), 2
+    )
+    assert quality.value == pytest.approx(math.log(65)) and quality.low == pytest.approx(quality.high)
+
+
+def test_targets_that_are_off_by_one_token_are_noticed():
+    """A model that is sure of the next token, measured against the one after it."""
+    tokens = np.arange(60).reshape(6, 10) % 7
+    sure = np.eye(7, dtype=np.float32) * 20
+    right = nats_per_token(lambda x: sure[(x + 1) % 7], tokens, (tokens + 1) % 7, 3)
+    wrong = nats_per_token(lambda x: sure[(x + 1) % 7], tokens, tokens, 3)
+    assert right.value < 1e-6 and wrong.value > 19
+
+
+def test_large_logits_are_no_overflow():
+    logits = np.float32([[[3e38, -3e38]], [[0, 1e38]]])
+    quality = nats_per_token(lambda x: logits[x[:, 0]], np.arange(2)[:, None], np.array([[0], [1]]), 2)
+    assert quality.value == 0
+
+
+def test_windows_with_a_nan_are_counted():
+    logits = np.zeros((3, 2, 4), np.float32)
+    logits[1, 0, 2] = np.nan
+    quality = nats_per_token(lambda x: logits[x[:, 0]], np.arange(3)[:, None], np.zeros((3, 2), int), 3)
+    assert quality.nan_rows == 1 and math.isnan(quality.value)
+
+
+@pytest.mark.parametrize(
+    "inputs, targets, batch, text",
+    [
+        (np.zeros((1, 2), int), np.zeros((1, 2), int), 1, "two windows"),
+        (np.zeros((3, 2), int), np.zeros((2, 2), int), 1, "3 samples and 2 answers"),
+        (np.zeros((3, 2), int), np.zeros((3, 5), int), 1, "don't fit targets"),
+        (np.zeros((3, 2), int), np.full((3, 2), 4), 1, "don't fit targets"),
+        (np.zeros((3, 2), int), np.zeros((3, 2), int), 0, "batch=0"),
+    ],
+)
+def test_nats_of_what_does_not_fit_are_refused(inputs, targets, batch, text):
+    with pytest.raises(MlperfOptError, match=text):
+        nats_per_token(lambda x: np.zeros((*x.shape, 4), np.float32), inputs, targets, batch)

@@ -1,0 +1,187 @@
+"""generate: let a trained network go on with a text."""
+
+from __future__ import annotations
+
+import codecs
+import time
+from collections.abc import Iterable
+from dataclasses import fields, replace
+
+import numpy as np
+from rich.console import Console
+
+from mlperf_opt.composition import GENERATE, compose, expand, lint_folder, register_pipelines, to_yaml
+from mlperf_opt.config import RunConfig, build_config
+from mlperf_opt.data import Tokenizer, tokenizer_from_data
+from mlperf_opt.data.dataset import Array
+from mlperf_opt.errors import ConfigError, DataError
+from mlperf_opt.graph import Graph
+from mlperf_opt.measure import fix_threads
+from mlperf_opt.overrides import CommandLine
+from mlperf_opt.runner import apply_passes
+from mlperf_opt.sampling import SamplingSettings, choose, continuations
+from mlperf_opt.settings import build_settings
+
+HELP = "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0]"
+_TEXTS = ("prompt", "stop")  # any signs: Hydra's grammar never sees them
+
+
+def run(line: CommandLine, console: Console) -> int:
+    """Write what the network makes of each prompt, as it comes.
+
+    Raises:
+        MlperfOptError: a wrong setting, a prompt that is empty, too long or has symbols that the model doesn't know, before
+            any pass is applied.
+    """
+    if line.multirun:
+        raise ConfigError("generate takes one model at a time, without -m")
+    if line.config_dir is not None:
+        lint_folder(line.config_dir)
+    register_pipelines(line.config_dir)
+    texts = {key: _texts(line, key) for key in _TEXTS}
+    (overrides,) = expand(replace(line, overrides=[w for w in line.overrides if w.partition("=")[0] not in _TEXTS]))
+    plain = compose(GENERATE, overrides, line.config_dir)
+    names = [field.name for field in fields(SamplingSettings)]
+    settings = build_settings(SamplingSettings, {name: plain[name] for name in names if name in plain}, "generate")
+    config = build_config({key: value for key, value in plain.items() if key not in names} | {"measure": {}})
+    if line.show:
+        console.print(to_yaml([plain | texts]), soft_wrap=True, end="")
+        return 0
+    if not texts["prompt"]:
+        raise ConfigError("prompt: missing; give prompt=TEXT, more than once for several")
+    if len(texts["stop"]) > 1 or "" in texts["stop"]:
+        raise ConfigError("stop: expected one text that is not empty")
+    with fix_threads(config.runtime.threads):
+        _generate(config, settings, texts["prompt"], "".join(texts["stop"]), console)
+    return 0
+
+
+def _texts(line: CommandLine, key: str) -> list[str]:
+    return [word.partition("=")[2] for word in line.overrides if word.partition("=")[0] == key]
+
+
+def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str], stop: str, console: Console) -> None:
+    runtime = config.runtime.runtime
+    graph = config.model.trained()
+    tokenizer = _tokenizer(config, graph)
+    ids = [_encoded(prompt, tokenizer, graph, settings.length) for prompt in prompts]
+    if config.steps:  # they look at the data; without any the model file is all that is needed
+        with console.status("starting") as status:
+            graph = apply_passes(config, runtime, status.update)
+    if notice := runtime.notice():
+        console.print(notice, style="dim")
+    executable = runtime.prepare(graph)
+    generators = [np.random.default_rng((config.seed, row)) for row in range(len(ids))]
+    readers = [_Reader(tokenizer, prompt, stop) for prompt in prompts]
+    _show(readers, console)
+    steps, started, first = 0, time.perf_counter(), 0.0
+    for chosen in continuations(executable, ids, settings.length, lambda logits: choose(settings, logits, generators)):
+        steps += 1
+        first = first or time.perf_counter() - started
+        for reader, token in zip(readers, chosen.tolist(), strict=True):
+            reader.read(token)
+        _show(readers, console)
+        if all(reader.done for reader in readers):
+            break
+    seconds = time.perf_counter() - started
+    for reader in readers:
+        reader.finish()
+    _show(readers, console, last=True)
+    console.print(
+        f"{sum(reader.count for reader in readers):,} tokens in {seconds:.2f} s: {steps * len(ids) / seconds:,.0f} tokens/s"
+        f" in a batch of {len(ids)}, the first after {first * 1000:.1f} ms",
+        style="dim",
+        soft_wrap=True,
+    )
+
+
+def _tokenizer(config: RunConfig, graph: Graph) -> Tokenizer:
+    if graph.tokenizer is not None:
+        return tokenizer_from_data(graph.tokenizer)
+    # a file without one: `transformer`, or plain tensors; the data set knows what the tokens stand for
+    reads_tokens = all(spec.dtype == "int64" for spec in graph.inputs.values())
+    found = config.data.load().tokenizer if reads_tokens else None
+    if found is None:
+        raise ConfigError(f"model={graph.name} reads no text, so it can't go on with a prompt; chargpt and transformer do")
+    return found
+
+
+def _encoded(prompt: str, tokenizer: Tokenizer, graph: Graph, length: int) -> Array:
+    """Return the ids of a prompt that has room for ``length`` tokens behind it."""
+    if not prompt:
+        raise ConfigError("prompt= is empty: expected at least one symbol")
+    try:
+        ids = tokenizer.encode(prompt)
+    except DataError as error:
+        raise ConfigError(f"prompt={prompt}: {error}") from None
+    context = graph.context
+    if context is not None and len(ids) > context:
+        raise ConfigError(f"prompt={prompt}: {len(ids)} tokens; expected at most {context}, the context of {graph.name}")
+    # the last token is only shown, never fed back, so it needs no place
+    if context is not None and len(ids) + length - 1 > context:
+        room = f"at most {context + 1 - len(ids)} behind a prompt of {len(ids)} tokens"
+        raise ConfigError(f"length={length}: expected {room}, for the context of {graph.name} is {context}")
+    return ids
+
+
+class _Reader:
+    """The text of one row: characters as soon as all their bytes are there, up to the stop text, which isn't shown."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: str, stop: str) -> None:
+        self.count = 0
+        self.done = False
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._stop = stop
+        self._text = ""  # generated
+        self._ready = prompt  # to be shown
+        self._shown = 0  # characters of `_text` that were ready
+
+    def read(self, token: int) -> None:
+        if self.done:
+            return
+        self.count += 1
+        self._text += self._decoder.decode(self._tokenizer.decode([token]))
+        found = self._text.find(self._stop) if self._stop else -1
+        self.done = found >= 0
+        self._release(found if self.done else len(self._text) - self._begun())
+
+    def finish(self) -> None:
+        """Nothing more comes: release what was held back."""
+        if not self.done:
+            self._text += self._decoder.decode(b"", final=True)
+            self._release(len(self._text))
+            self.done = True
+
+    def take(self) -> str:
+        """Return what is ready and wasn't taken yet."""
+        ready, self._ready = self._ready, ""
+        return ready
+
+    def _begun(self) -> int:
+        """Characters at the end with which the stop text may begin."""
+        starts = range(min(len(self._stop), len(self._text)), 0, -1)
+        return next((n for n in starts if self._text.endswith(self._stop[:n])), 0)
+
+    def _release(self, end: int) -> None:
+        self._ready += self._text[self._shown : end]
+        self._shown = max(self._shown, end)
+
+
+def _show(readers: list[_Reader], console: Console, last: bool = False) -> None:
+    """Show the first row as it comes, and the others one below the other at the end."""
+    _write(console, _visible(readers[0].take()))
+    if last:
+        for reader in readers[1:]:
+            _write(console, f"\n\n{_visible(reader.take())}")
+        _write(console, "\n\n")
+
+
+def _write(console: Console, text: str) -> None:
+    if text:
+        console.print(text, end="", soft_wrap=True)
+
+
+def _visible(text: Iterable[str]) -> str:
+    """A model may write anything: show what would move the cursor as escapes."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

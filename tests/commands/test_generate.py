@@ -1,0 +1,206 @@
+"""The command ``generate``: what it writes, that passes are applied, and that it refuses before any work."""
+
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from mlperf_opt import cli
+from mlperf_opt.artifacts import save_graph
+from mlperf_opt.commands import generate
+from mlperf_opt.data.tokenizer import BpeTokenizer, CharTokenizer
+from mlperf_opt.errors import ConfigError, DataError, MlperfOptError
+from mlperf_opt.networks import MinimalTransformer
+from mlperf_opt.overrides import normalize, parse
+
+pytestmark = pytest.mark.integration
+
+NET = {"vocabulary": 5, "context": 24, "layers": 1, "dim": 8, "heads": 2, "hidden": 12}
+SIZES = [f"model.{key}={value}" for key, value in NET.items()]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLPERF_OPT_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    Path("abc.txt").write_text("ab cab, " * 400)
+
+
+def run(*words):
+    """Return what it writes, without the line about the speed."""
+    console = Console(file=io.StringIO(), width=100, markup=False)
+    assert generate.run(normalize(parse(list(words))), console) == 0
+    text, speed = console.file.getvalue().rsplit("\n", 2)[:2]
+    assert re.fullmatch(r"[\d,]+ tokens in [\d.]+ s: [\d,]+ tokens/s in a batch of \d+, the first after [\d.]+ ms", speed)
+    return text.removeprefix("compiling the kernels: once, some 15 seconds\n")
+
+
+REVERSE = ("model=transformer", "length=8", "temperature=0")
+
+
+@pytest.mark.parametrize("passes", ["[]", "[kv_cache]", "[quant,kv_cache]"])
+@pytest.mark.parametrize("runtime", ["numpy", "compiled"])
+def test_the_reversing_transformer_reverses(passes, runtime):
+    assert run(*REVERSE, "prompt=ABCDEFGH|", f"passes={passes}", f"runtime={runtime}") == "ABCDEFGH|HGFEDCBA\n"
+
+
+def test_prompts_are_gone_on_with_in_one_batch():
+    words = ["ABCDEFGH|", "QWERTYUI|QWER", "ZZTOPABC|"]
+    together = run(*REVERSE, "length=4", *(f"prompt={word}" for word in words), "passes=[kv_cache]")
+    alone = [run(*REVERSE, "length=4", f"prompt={word}") for word in words]
+    assert together == "\n\n".join(text.removesuffix("\n") for text in alone) + "\n"
+    assert together.startswith("ABCDEFGH|HGFE\n\nQWERTYUI|QWER")
+
+
+def test_a_row_ends_before_the_stop_text():
+    assert run(*REVERSE, "prompt=ABCDEFGH|", "stop=ED") == "ABCDEFGH|HGF\n"
+    assert run(*REVERSE, "prompt=ABCDEFGH|", "stop=EX") == "ABCDEFGH|HGFEDCBA\n"
+
+
+def _weights(tokenizer=None, **changed):
+    """Save random weights of a small network, and return the words that choose them."""
+    sizes = NET | {"vocabulary": (tokenizer or CharTokenizer(" ,abc")).size} | changed
+    graph = MinimalTransformer(**sizes).build("chargpt", np.random.default_rng(0))
+    save_graph(replace(graph, tokenizer=tokenizer and tokenizer.to_data()), Path("weights.safetensors"))
+    chosen = [f"model.{key}={value}" for key, value in sizes.items()]
+    return ["model=chargpt", *chosen, "model.positions=learned", "model.weights=weights.safetensors"]
+
+
+CHAR = CharTokenizer(" ,abc")
+
+
+def test_the_file_is_all_that_is_needed():
+    """No text, no data folder; and the same seed draws the same."""
+    words = [*_weights(CHAR), "prompt=ab", "length=20", "temperature=1"]
+    first, same, other = (run(*words, f"seed={seed}") for seed in (1, 1, 2))
+    assert first == same != other
+    assert len(first) == 23 and set(first) <= set(" ,abc\n")
+
+
+def test_a_cache_changes_nothing():
+    words = [*_weights(CHAR), "prompt=ab", "prompt=cab, c", "length=12", "data.path=abc.txt", "temperature=1", "seed=3"]
+    assert run(*words) == run(*words, "passes=[kv_cache]") == run(*words, "runtime=numpy")
+
+
+def test_passes_are_applied():
+    words = [*_weights(CHAR), "prompt=ab", "length=12", "data.path=abc.txt", "temperature=0"]
+    pruned = run(*words, "passes=[prune]", "passes.prune.sparsity=0.95")
+    assert pruned != run(*words)
+
+
+def test_characters_are_shown_when_all_their_bytes_are_there():
+    """Byte by byte: half a character is held back, what is none is replaced, a control character is escaped."""
+    reader = generate._Reader(BpeTokenizer(()), "", "")
+    shown = []
+    for byte in "é😀".encode() + b"\xff" + b"\x1b[":
+        reader.read(byte)
+        shown.append(generate._visible(reader.take()))
+    assert shown == ["", "é", "", "", "", "😀", "\ufffd", "\\x1b", "["]
+    reader.read(0xC3)
+    reader.finish()
+    assert reader.take() == "\ufffd"
+
+
+def test_what_may_begin_the_stop_text_is_held_back():
+    reader = generate._Reader(CharTokenizer(" abcdn"), "abc", "and")
+    shown = []
+    for token in (1, 1, 5, 2, 1, 5, 4, 3):  # a a n b a n d c
+        reader.read(token)
+        shown.append(reader.take())
+    assert shown == ["abc", "a", "", "anb", "", "", "", ""]
+    assert reader.done and reader.count == 7
+    reader.finish()
+    assert reader.take() == ""
+
+
+def test_text_comes_as_it_is_generated(monkeypatch):
+    """The prompt at once, then a piece for each token."""
+    pieces = []
+    monkeypatch.setattr(generate, "_write", lambda console, text: pieces.append(text) if text else None)
+    console = Console(file=io.StringIO())
+    generate.run(normalize(parse([*REVERSE, "prompt=ABCDEFGH|"])), console)
+    assert pieces == ["ABCDEFGH|", *"HGFEDCBA", "\n\n"]
+
+
+def test_everything_ends_once_all_rows_have_stopped(monkeypatch):
+    steps = []
+    plain = generate.choose
+    monkeypatch.setattr(generate, "choose", lambda *arguments: steps.append(1) or plain(*arguments))
+    run(*REVERSE, "prompt=ABCDEFGH|", "prompt=BCDEFGHA|", "stop=D")
+    assert len(steps) == 6, "HGFED and AHGFED"
+
+
+def test_a_configuration_is_shown():
+    console = Console(file=io.StringIO(), width=100)
+    assert generate.run(normalize(parse(["prompt=a: [b", "--cfg", "job"])), console) == 0
+    text = console.file.getvalue()
+    assert "length: 200" in text and "- 'a: [b'" in text and not Path("outputs").exists()
+
+
+CHARGPT = "model=chargpt model.weights=weights.safetensors model.positions=learned " + " ".join(SIZES)
+MISTAKES = [
+    ("", "prompt: missing; give prompt=TEXT"),
+    ("prompt=", "prompt= is empty: expected at least one symbol"),
+    ("prompt=ab length=3 prompt=", "prompt= is empty"),
+    ("prompt=abX", "prompt=abX: 'X' at character 2 is none of the 5 that the model knows"),
+    ("prompt=ab length=24", "length=24: expected at most 23 behind a prompt of 2 tokens"),
+    (f"prompt={'abc' * 9}", "27 tokens; expected at most 24, the context of chargpt"),
+    ("prompt=ab length=0", "length=0: expected a whole number >= 1"),
+    ("prompt=ab length=3 temperature=-1", "temperature=-1.0: expected 0, or 0.01 to 100"),
+    ("prompt=ab length=3 top_p=0", "top_p=0.0: expected more than 0, at most 1"),
+    ("prompt=ab length=3 top_k=1.5", "top_k=1.5: expected a whole number"),
+    ("prompt=ab length=3 stop=", "stop: expected one text that is not empty"),
+    ("prompt=ab length=3 stop=a stop=b", "stop: expected one text"),
+    ("prompt=ab lenght=3", "did you mean 'length'"),
+    ("prompt=ab length=3 measure.seconds=1", "measure"),
+    ("prompt=ab length=3 passes=[kv_cash]", "did you mean 'kv_cache'"),
+    ("-m prompt=ab length=3,4", "without -m"),
+]
+
+
+@pytest.mark.parametrize("words, text", MISTAKES, ids=[words for words, _ in MISTAKES])
+def test_a_mistake_is_refused_before_any_work(words, text, monkeypatch):
+    _weights(CHAR)
+    monkeypatch.setattr(generate, "apply_passes", lambda *_: pytest.fail("no pass may be applied"))
+    with pytest.raises(MlperfOptError) as error:
+        run(*CHARGPT.split(), *words.split())
+    assert text in str(error.value)
+    assert not Path("outputs").exists()
+
+
+def test_passes_need_the_data():
+    with pytest.raises(DataError, match=r"set data\.path=FILE"):
+        run(*_weights(CHAR), "prompt=ab", "length=3", "passes=[kv_cache]")
+
+
+def test_a_network_that_reads_no_text_is_refused():
+    with pytest.raises(ConfigError, match="model=mlp reads no text, so it can't go on with a prompt"):
+        run("model=mlp", "prompt=a")
+
+
+def test_a_file_without_a_tokenizer_takes_that_of_its_data():
+    words = [*_weights(), "prompt=ab", "length=4"]
+    assert len(run(*words, "data.path=abc.txt")) == 7
+    with pytest.raises(DataError, match=r"set data\.path=FILE"):
+        run(*words)
+
+
+def test_help_explains_it(capsys):
+    assert cli.main(["help", "generate"]) == 0
+    text = capsys.readouterr().out
+    for word in ("prompt=TEXT", "stop=TEXT", "top_p", "temperature: 0.8", "length: 200"):
+        assert word in text
+    assert cli.main(["--help"]) == 0
+    assert re.search(r"\n  generate +go on with a text", capsys.readouterr().out)
+
+
+def test_generated_text_is_that_of_the_data_it_was_trained_on():
+    """Tokens of another text would be nonsense: a file and a data set that disagree are refused."""
+    words = _weights(CharTokenizer("abcde"))
+    with pytest.raises(ConfigError, match="was trained on a text of other tokens"):
+        run(*words, "prompt=ab", "length=3", "data.path=abc.txt", "passes=[kv_cache]")
