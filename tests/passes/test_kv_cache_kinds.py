@@ -11,6 +11,7 @@ from pass_graphs import calibration_data, run_pass
 from mlperf_opt.errors import ConfigError, GraphError, SessionError
 from mlperf_opt.graph import Weight, graph_hash
 from mlperf_opt.networks import MinimalTransformer
+from mlperf_opt.onnx_export import export
 from mlperf_opt.ops import OPS, Spec
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.quant import Quant
@@ -222,6 +223,14 @@ def test_quantized_weights_and_a_quantized_cache_go_together():
     graph = run_pass(KvCache(dtype="int8"), quantized, DATA).graph
     for runtime in RUNTIMES.values():
         assert difference(expected, stepwise(runtime.prepare(graph), TOKENS), quantized=True) == ""
+
+
+@pytest.mark.parametrize(
+    "settings", [{"dtype": "fp16"}, {"dtype": "int8"}, {"window": 5}, {"window": 5, "dtype": "int8"}], ids=str
+)
+def test_every_kind_is_a_legal_onnx_model(settings):
+    """By onnx's own checker, with shapes inferred."""
+    assert export(cached("rotary", 2, **settings))
 
 
 def test_float32_without_a_window_has_not_changed():
