@@ -7,6 +7,7 @@ from typing import Any
 from numba import types
 
 from mlperf_opt.kernels.emit import F16, I8, I16, I32, I64, instruction, lanes_of, load, store
+from mlperf_opt.kernels.jit import features
 from mlperf_opt.kernels.simd import f32x16
 
 _ADDRESS = types.int64
@@ -38,7 +39,9 @@ def store_int16(b: Any, address: Any, value: Any) -> None:
 
 @instruction(types.none, _ADDRESS, f32x16)
 def store_halves(b: Any, address: Any, value: Any) -> None:
-    """16 float32 as float16, to the nearest; of a CPU with the instruction for it."""
+    """16 float32 as float16, to the nearest."""
+    if "f16c" not in features():
+        return  # LLVM would call a function that is not there; `runtimes.compiled` refuses such caches on these CPUs
     store(b, address, b.fptrunc(value, lanes_of(F16)))
 
 

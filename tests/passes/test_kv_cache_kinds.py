@@ -17,6 +17,7 @@ from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.quant import Quant
 from mlperf_opt.runtimes import NUMPY, RUNTIMES, complete, difference, is_quantized, may_flip, stepwise
 from mlperf_opt.runtimes import session as session_module
+from mlperf_opt.runtimes.compiled import attention_ops
 
 HEADS, CONTEXT = 4, 40
 TOKENS = np.random.default_rng(1).integers(0, 13, (3, 30))
@@ -372,3 +373,9 @@ def test_a_wrong_scale_is_caught(monkeypatch, op, which):
 
     broken(monkeypatch, op, off)
     assert _worst(dtype="int8") > 5 * before
+
+
+def test_a_cpu_that_cannot_round_to_float16_is_told(monkeypatch):
+    monkeypatch.setattr(attention_ops, "features", frozenset)
+    with pytest.raises(GraphError, match=r"no instruction that rounds to float16; use runtime=numpy$"):
+        RUNTIMES["compiled"].prepare(cached("rotary", dtype="fp16"))
