@@ -19,7 +19,7 @@ test: $(VENV)/.installed ## lint, types and all tests but the slow ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest -n 2 -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'not slow'
 
 slow: $(VENV)/.installed ## the slow tests
 	$(BIN)/python -m pytest -m slow

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import mlperf_opt
 from mlperf_opt.errors import ConfigError, MlperfOptError, did_you_mean
@@ -21,15 +21,23 @@ COMMANDS = {
     "train": "train a network: train model=NAME [save=PATH] [train.epochs=...]",
     "generate": "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0] [stop=TEXT]",
     "export": "write an ONNX file and compare it: export model=NAME 'passes=[...]' [save=PATH.onnx]",
-    "compare": "compare two runs: compare A B [--fail-on 'quality_delta<-0.01']",
+    "compare": "compare runs: compare A B [C ...] [--fail-on 'quality_delta<-0.01']",
+    "plot": "draw error against bytes: plot A [B ...] save=FILE.svg",
     "help": "explain a command, a pass, a model, a pipeline ...: help NAME",
 }
-_TRAIN = """It writes the model file and a page about it, by default below outputs/models/. Interrupted, it leaves
-a checkpoint, and the same command goes on from there. model.weights=PATH starts from those weights."""
-_GENERATE = """prompt=TEXT may be given more than once: all prompts are gone on with in one batch. stop=TEXT ends a row
-before that text. What a model reads at once, its context, is the limit of prompt and length together."""
-_OPTIMIZE = """--cfg job shows all settings; each is changed by NAME=VALUE, as in passes.prune.sparsity=0.7. The folder of
-the results is named by hydra.run.dir=DIR, with -m by hydra.sweep.dir=DIR."""
+_ABOUT = {
+    "optimize": """--cfg job shows all settings; each is changed by NAME=VALUE, as in passes.prune.sparsity=0.7.
+The folder of the results is named by hydra.run.dir=DIR, with -m by hydra.sweep.dir=DIR.""",
+    "train": """It writes the model file and a page about it, by default below outputs/models/. Interrupted, it leaves
+a checkpoint, and the same command goes on from there. model.weights=PATH starts from those weights.""",
+    "generate": """prompt=TEXT may be given more than once: all prompts are gone on with in one batch. stop=TEXT ends a row
+before that text. What a model reads at once, its context, is the limit of prompt and length together.""",
+    "export": """It takes the settings of a run (--cfg job shows them), applies the passes in their order, and shows how
+onnxruntime does with the file, by default outputs/models/NAME.onnx.""",
+    "plot": """A and B are run folders, sweep folders or CSV files: of a run every step is a point, of a sweep
+the last step of each job. FILE ends in .svg or .png. Beside the points of lenet300 and lenet5 on
+MNIST stand published ones.""",
+}
 _GROUPS = ("model", "data", "passes", "pipeline", "runtime", "measure")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 _LONG_WORD = re.compile(r"(\S{60})\S{120,}(\S{60})")
@@ -97,10 +105,10 @@ def _dispatch(words: list[str]) -> int:
         raise ConfigError(f"{command!r} is neither a command nor a setting{did_you_mean(command, COMMANDS)}")
     else:
         command = "optimize"
-    if command == "compare":
-        from mlperf_opt.commands import compare
+    if command in ("compare", "plot"):
+        from mlperf_opt.commands import compare, plot
 
-        return compare.run(words, _console())
+        return {"compare": compare, "plot": plot}[command].run(words, _console())
     return _run(command, normalize(parse(words)))
 
 
@@ -175,29 +183,41 @@ def _group(group: str) -> list[str]:
 
 
 def _explain(topic: str) -> str:
-    if topic in options("passes"):
-        from mlperf_opt.passes import PASSES
+    """Everything that is called so, under one another: a command and a pass, say."""
+    found = [*_command(topic), *_pass(topic)]
+    choices = [group for group in _GROUPS if group != "passes" and topic in options(group)]
+    found += [f"{group}={topic}\n\n{_yaml(group, topic)}" for group in choices]
+    found += ["\n".join(_group(group)) for group in _GROUPS if group == topic]
+    if not found:
+        known = {*COMMANDS, *_GROUPS, *(name for group in _GROUPS for name in options(group))}
+        raise ConfigError(f"help {topic}: no such topic{did_you_mean(topic, known)}")
+    return "\n\n".join(part.rstrip() for part in found)
 
-        return _with_docstring(topic, PASSES[topic], f"Defaults (passes.{topic}.NAME=VALUE):\n\n{_yaml('passes', topic)}")
-    if topic == "train":
+
+def _command(name: str) -> Iterator[str]:
+    if name not in _ABOUT:
+        return
+    title = f"mlperf-opt {name}: {COMMANDS[name]}\n\n{_ABOUT[name]}"
+    if name == "train":
         from mlperf_opt.training import TrainSettings
 
-        recipes = [f"train={name}\n{_yaml('train', name)}" for name in options("train")]
-        title = f"mlperf-opt train: {COMMANDS[topic]}\n\n{_TRAIN}"
-        return _with_docstring(title, TrainSettings, "\n".join(["Recipes (train.NAME=VALUE):\n", *recipes]))
-    if topic == "generate":
+        recipes = [f"train={recipe}\n{_yaml('train', recipe)}" for recipe in options("train")]
+        yield _with_docstring(title, TrainSettings, "\n".join(["Recipes (train.NAME=VALUE):\n", *recipes]))
+    elif name == "generate":
         from mlperf_opt.sampling import SamplingSettings
 
-        title = f"mlperf-opt generate: {COMMANDS[topic]}\n\n{_GENERATE}"
         defaults = (resource_dir("conf") / "generate_config.yaml").read_text(encoding="utf-8")
-        return _with_docstring(title, SamplingSettings, f"Defaults (NAME=VALUE):\n\n{defaults}")
-    if topic in COMMANDS:
-        return f"mlperf-opt {topic}: {COMMANDS[topic]}\n\n{_OPTIMIZE}"
-    found = [f"{group}={topic}\n\n{_yaml(group, topic)}" for group in _GROUPS if topic in options(group)]
-    if not found:
-        known = [*COMMANDS, *(name for group in _GROUPS for name in options(group))]
-        raise ConfigError(f"help {topic}: no such topic{did_you_mean(topic, known)}")
-    return "\n".join(found).rstrip()
+        yield _with_docstring(title, SamplingSettings, f"Defaults (NAME=VALUE):\n\n{defaults}")
+    else:
+        yield title
+
+
+def _pass(name: str) -> Iterator[str]:
+    if name in options("passes"):
+        from mlperf_opt.passes import PASSES
+
+        defaults = f"Defaults (passes.{name}.NAME=VALUE):\n\n{_yaml('passes', name)}"
+        yield _with_docstring(f"passes=[{name}]", PASSES[name], defaults)
 
 
 def _with_docstring(title: str, what: type, defaults: str) -> str:

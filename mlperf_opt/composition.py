@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,16 +82,23 @@ def _yaml_files(folder: Path) -> Iterator[Path]:
 
 
 def _lint_file(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    return _lint(path, text)
+
+
+@cache
+def _lint(path: Path, text: str) -> Mapping[str, Any]:
+    """Parse and check a text once: the settings of a pass stand behind every step of every pipeline."""
     import yaml
 
     # Hydra's own safe reader: what is checked is what is used. It takes 1e-3 as a number and refuses a repeated key.
     from omegaconf._utils import get_yaml_loader
 
     try:
-        text = path.read_text(encoding="utf-8")
         content = get_yaml_loader()(text).get_single_data() or {}
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # ValueError: a number that is none
         mark = getattr(error, "problem_mark", None)
         place = f" at line {mark.line + 1}" if mark else ""
@@ -238,6 +246,9 @@ def _explain(error: Exception, name: str, overrides: list[str], config_dir: Path
     if missing is not None:
         group, choice = missing.groups()
         known = options(group, config_dir) or re.findall(r"^\t(\S+)$", str(error), re.MULTILINE)
+        if group == "train" and not any(word.startswith("train=") for word in overrides):  # nobody wrote train=...
+            advice = f"add train/{choice}.yaml to your --config-dir, or choose train=NAME{did_you_mean('', known)}"
+            return f"model={choice} has no recipe to train it: {advice}"
         return f"{group}={choice}: no such {group}{did_you_mean(choice, known)}"
     unknown = re.search(r"Could not (?:override|append to config|delete from config)\W+'?([\w.@/]+)", str(error))
     if unknown is None:

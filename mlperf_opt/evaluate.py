@@ -33,6 +33,7 @@ from mlperf_opt.settings import require
 Array = NDArray[Any]
 
 _QUALITY_BATCH = 256
+_WARMUP_SECONDS = 0.05
 _MOST_LOGITS = 1 << 22  # numbers, in a batch of text
 _PROMPTS = 16  # of a text that are gone on with: each takes many steps
 _EXACT_ROWS = 32  # sequences or images that the check of an exact pass looks at
@@ -202,7 +203,8 @@ def measure(
     fixed, broken = (None, None) if before is None or after is None else flips(before, after)
     delta = quality.gain - baseline.quality.gain
     reference, disagreement = subject.against_reference()
-    timing = time_pair(baseline.query, subject.query, seconds=settings.seconds, seed=seed)
+    warmup = min(_WARMUP_SECONDS, settings.seconds)
+    timing = time_pair(baseline.query, subject.query, seconds=settings.seconds, seed=seed, warmup_seconds=warmup)
     throughput, throughput_batch = subject.throughput(settings.throughput_batch, settings.seconds * _THROUGHPUT_SHARE)
     columns: dict[str, Any] = {
         "quality_metric": quality.metric,

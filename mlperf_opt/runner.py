@@ -51,7 +51,7 @@ class Run:
 
     def __init__(self, config: RunConfig, folder: Path, show: Show) -> None:
         self.records: list[Record] = []
-        self.tables: dict[str, list[dict[str, Any]]] = {}
+        self.tables: dict[str, Mapping[str, list[dict[str, Any]]]] = {}  # by step
         self._config = config
         self._folder = folder
         self._show = show
@@ -80,7 +80,8 @@ class Run:
                     self._fail(step, error)
                     raise
         # Only now: until then the same command in the same folder goes on from them.
-        for path in self._folder.glob(f"*.{CHECKPOINT}"):
+        # Files under a temporary name are what a killed process was writing.
+        for path in (*self._folder.glob(f"*.{CHECKPOINT}"), *self._folder.glob(".*.tmp")):
             path.unlink()
 
     def _step(self, step: Step) -> None:
@@ -99,9 +100,9 @@ class Run:
         result = step.apply(source.graph, context)
         verify(result.graph)
         seconds = time.perf_counter() - started
-        for name, rows in result.tables.items():
-            self.tables[name] = rows
-            write_table(self._folder / f"{name}.csv", rows)
+        self.tables[step.name] = result.tables
+        for table, rows in result.tables.items():
+            write_table(self._path(f"{step.name}-{table}", "csv"), rows)
         for ending, content in result.files.items():
             write_bytes(self._path(step.name, ending), content)
         self._finish(step.name, result, step, seconds)
@@ -125,7 +126,7 @@ class Run:
         baseline = self._done[BASELINE].subject if step else subject
         subject.timed_outputs.clear()
         columns, faults, notes = measure(subject, baseline, self._data, settings, self._config.seed)
-        if step is not None and source is not None and step.apply.tolerance == 0:
+        if step is not None and source is not None and step.apply.is_exact(source.graph):
             fact = exactness(source.subject, subject, self._data)
             faults += [f"{step.name} must leave the outputs as they are: {fact}"] if fact else []
         record = replace(

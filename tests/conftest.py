@@ -1,7 +1,12 @@
-"""What every test runs under: numpy's floating point errors raise, random numbers are seeded; and where MNIST is."""
+"""What every test runs under: one thread, numpy's floating point errors raise, random numbers are seeded; where MNIST is."""
 
+import gc
 import os
 from pathlib import Path
+
+# Before numpy is imported, as the command line does it: two workers with two threads each wait for each other on two cores.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
 
 import hypothesis
 import numpy as np
@@ -11,6 +16,12 @@ import pytest
 hypothesis.settings.register_profile("ci", derandomize=True, print_blob=True)
 if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
+
+
+def pytest_collection_finish():
+    """Thousands of collected tests live to the end: the collector, which runs before each timing, need not visit them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

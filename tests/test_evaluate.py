@@ -184,6 +184,21 @@ def test_measure_marks_what_is_wrong(digits):
     assert len(faults) == 1 and faults[0].startswith("timed query")
 
 
+@pytest.mark.parametrize("seconds, warmup", [(0.5, 0.05), (0.02, 0.02)])
+def test_the_warm_up_is_no_longer_than_what_is_timed(digits, monkeypatch, seconds, warmup):
+    given = {}
+    original = evaluate.time_pair
+
+    def record(*calls, **settings):
+        given.update(settings)
+        return original(*calls, **{**settings, "seconds": 0.001, "warmup_seconds": 0.0})
+
+    monkeypatch.setattr(evaluate, "time_pair", record)
+    subject = Subject(digits[0], NUMPY, digits[1], 1)
+    measure(subject, subject, digits[1], dataclasses.replace(FAST, seconds=seconds), 0)
+    assert (given["seconds"], given["warmup_seconds"]) == (seconds, warmup)
+
+
 def test_a_model_of_nan_is_a_fault(digits):
     graph, data = digits
     subject = Subject(graph, NUMPY, data, 1)

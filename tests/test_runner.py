@@ -46,9 +46,13 @@ def start(tmp_path):
     return make
 
 
-def rows(folder):
-    with (folder / "metrics.csv").open(encoding="utf-8", newline="") as file:
+def table(path):
+    with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def rows(folder):
+    return table(folder / "metrics.csv")
 
 
 def replace_pass(monkeypatch, name, call):
@@ -233,11 +237,26 @@ def test_the_context_holds_the_data_and_the_seed(start, monkeypatch):
 def test_tables_of_a_pass_are_files(start, tmp_path):
     run = start({"profile": {}})
     run.execute()
-    with (tmp_path / "profile.csv").open(encoding="utf-8", newline="") as file:
-        found = list(csv.DictReader(file))
+    found = table(tmp_path / "01-profile-nodes.csv")
     assert [row["node"] for row in found] == ["flatten", "fc1", "relu1", "fc2"]
     assert [int(row["parameters"]) for row in found] == [0, 64 * 32 + 32, 0, 32 * 10 + 10]
-    assert [row["node"] for row in run.tables["profile"]] == [row["node"] for row in found]
+    assert [row["node"] for row in run.tables["profile"]["nodes"]] == [row["node"] for row in found]
+
+
+def test_two_steps_of_one_pass_keep_the_tables_of_both(start, tmp_path):
+    """Two trainings of different lengths, and a network profiled before and after a layer became two."""
+    steps = {"first": {"pass": "profile"}, "short": {"pass": "finetune", "epochs": 1}}
+    steps |= {"long": {"pass": "finetune", "epochs": 2}, "lowrank": {"rank": 8, "skip": ["fc2"]}}
+    run = start({**steps, "last": {"pass": "profile"}})
+    run.execute()
+    lengths = {path.name: len(table(path)) for path in tmp_path.glob("0*.csv")}
+    assert lengths == {
+        "01-first-nodes.csv": 4,
+        "02-short-epochs.csv": 1,
+        "03-long-epochs.csv": 2,
+        "05-last-nodes.csv": 5,
+    }
+    assert list(run.tables) == ["first", "short", "long", "lowrank", "last"]
 
 
 def test_the_description_says_what_ran_on_what(start, tmp_path):

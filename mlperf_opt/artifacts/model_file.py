@@ -128,7 +128,7 @@ def _products(graph: Graph, stored: Mapping[str, Array]) -> dict[str, tuple[str,
     found: dict[str, tuple[str, str]] = {}
     factors: set[str] = set()
     for node in graph.nodes:
-        arguments = dict(zip((a.rstrip("?") for a in node.definition.arguments), node.inputs, strict=True))
+        arguments = dict(zip((a.rstrip("?") for a in node.definition.arguments), node.inputs, strict=False))
         name = f"{split_name(arguments.get('bias', ''))[0]}:scale"
         pair = (arguments.get("x_scale", ""), arguments.get("w_scale", ""))
         if name in stored and name not in factors and all(_is_factor(f, stored, found) for f in pair):

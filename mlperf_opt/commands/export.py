@@ -14,11 +14,12 @@ from mlperf_opt.config import build_config, last_branch, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.evaluate import MeasureSettings, Subject
+from mlperf_opt.extras import require_installed
 from mlperf_opt.graph import Graph
 from mlperf_opt.measure import Quality, fix_threads
-from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, require_installed
+from mlperf_opt.onnx_export import IR_VERSION, OPSET, export
 from mlperf_opt.overrides import CommandLine
-from mlperf_opt.report import export_table, write_bytes
+from mlperf_opt.report import export_table, save_path, write_bytes
 from mlperf_opt.runner import apply_passes
 from mlperf_opt.runtimes import (
     NUMPY,
@@ -58,7 +59,7 @@ def run(line: CommandLine, console: Console) -> int:
     if line.show:
         console.print(to_yaml([{**plain, "save": save}]), soft_wrap=True, end="")
         return 0
-    path = _path(save, config.model.name)
+    path = save_path(f"outputs/models/{config.model.name}.onnx" if save is None else save, ".onnx")
     require_installed("export", "onnx", "onnxruntime")
     ours = NUMPY if config.runtime.name == ONNX.name else config.runtime.runtime
     with fix_threads(config.runtime.threads):
@@ -78,15 +79,6 @@ def run(line: CommandLine, console: Console) -> int:
     for fact in facts:
         console.print(fact, soft_wrap=True)
     return 1 if facts else 0
-
-
-def _path(save: object, name: str) -> Path:
-    if save is not None and not isinstance(save, str):
-        raise ConfigError(f"save={save}: expected a path")
-    path = Path(save or f"outputs/models/{name}.onnx")
-    if path.suffix != ".onnx" or path.is_dir():
-        raise ConfigError(f"save={path}: expected the path of a file that ends in .onnx")
-    return path
 
 
 def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, settings: MeasureSettings, console: Console) -> list[str]:

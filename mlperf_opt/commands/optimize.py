@@ -222,18 +222,21 @@ def _headline(config: RunConfig) -> str:
 
 
 def _show(job: Run, config: RunConfig, console: Console) -> None:
-    if "profile" in job.tables:
-        console.print(profile_table(job.tables["profile"]))
-        console.print()
-    if "sensitivity" in job.tables:
-        console.print(sensitivity_table(job.tables["sensitivity"]))
-        console.print(sensitivity_note(job.tables["sensitivity"], config.measure.max_drop), soft_wrap=True)
-        console.print()
+    for step, tables in job.tables.items():
+        if "nodes" in tables:
+            console.print(f"{step}:")
+            console.print(profile_table(tables["nodes"]))
+            console.print()
+        if "sensitivity" in tables:
+            console.print(sensitivity_table(tables["sensitivity"]))
+            console.print(sensitivity_note(tables["sensitivity"], config.measure.max_drop), soft_wrap=True)
+            console.print()
     console.print(run_table(job.records))
     for note in run_notes(job.records):
         console.print(note, style="dim")
-    for row in job.tables.get("export", []):
-        console.print(export_note(row), soft_wrap=True)
+    for step, tables in job.tables.items():
+        for row in tables.get("check", []):
+            console.print(f"{step}: {export_note(row)}", soft_wrap=True)
     _show_promises(job, config, console)
 
 

@@ -21,7 +21,7 @@ from mlperf_opt.evaluate import Subject, text_note, text_quality
 from mlperf_opt.graph import Graph, to_text
 from mlperf_opt.measure import Quality, fix_threads
 from mlperf_opt.overrides import CommandLine
-from mlperf_opt.report import write_text
+from mlperf_opt.report import save_path, write_text
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runtimes import NUMPY
 from mlperf_opt.settings import build_settings
@@ -87,11 +87,7 @@ def run(line: CommandLine, console: Console) -> int:
 
 def _path(save: Any, name: str) -> Path:
     """Return where the model file goes, after checking that it and the page beside it can go there."""
-    if save is not None and (not isinstance(save, str) or not save):
-        raise ConfigError(f"save={save}: expected a path")
-    path = Path(save or f"outputs/models/{name}/weights.safetensors")
-    if path.suffix != ".safetensors" or path.is_dir():
-        raise ConfigError(f"save={path}: expected the path of a file that ends in .safetensors")
+    path = save_path(f"outputs/models/{name}/weights.safetensors" if save is None else save, ".safetensors")
     page = _readme_path(path)
     if page.exists() and not _is_ours(page):
         raise ConfigError(f"save={path}: {page} is no model's page, and would be overwritten; choose another folder")

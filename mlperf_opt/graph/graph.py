@@ -26,7 +26,8 @@ class Node:
     Attributes:
         op: name of the op in `OPS`.
         inputs: one name per argument of the op, in its order: a value, ``weight`` for its real values, ``weight:codes`` or
-            ``weight:scale`` for what it stores; ``""`` for an optional argument that is absent.
+            ``weight:scale`` for what it stores; ``""`` for an optional argument that is absent. Of an op that got its last
+            ones later (its functions have defaults for them) they may be left out.
         output: name of the value that the node makes; also the node's own name.
         attributes: the op's settings.
     """
@@ -48,7 +49,8 @@ class Node:
 
     def argument(self, name: str) -> str:
         """Return what stands for the op's argument ``name`` (``""`` if absent)."""
-        return self.inputs[self.definition.position(name)]
+        position = self.definition.position(name)
+        return self.inputs[position] if position < len(self.inputs) else ""
 
 
 @dataclass(frozen=True)
@@ -172,6 +174,20 @@ class Graph:
             if node.op in ("sinusoidal_positions", "rotary"):
                 return int(node.attributes["context"])
         return None
+
+    @property
+    def window(self) -> tuple[int, int] | None:
+        """(sinks, window) of a cache that lets go of the tokens between them; None where nothing is let go."""
+        for node in self.nodes:
+            if node.op == "cached_attention" and "window" in node.attributes:
+                return int(node.attributes["sinks"]), int(node.attributes["window"])
+        return None
+
+    @property
+    def limit(self) -> int | None:
+        """The most tokens that a row may get: the context; None where a window moves along and only distances count."""
+        absolute = any(node.op in ("learned_positions", "sinusoidal_positions") for node in self.nodes)
+        return self.context if absolute or self.window is None else None
 
     def macs(self, dims: Mapping[str, int]) -> int:
         """Multiply-accumulates of one call with the named dimensions bound, e.g. ``{"N": 1}``."""

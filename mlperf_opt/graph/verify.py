@@ -23,9 +23,11 @@ def verify(graph: Graph) -> Graph:
     _check_weights(graph)  # before the specs: they read the encodings
     for node in graph.nodes:
         arguments = node.definition.arguments
-        if len(node.inputs) != len(arguments):
-            raise GraphError(f"node {node.output!r}: {node.op} takes {len(arguments)} inputs, got {len(node.inputs)}")
-        for name, argument in zip(node.inputs, arguments, strict=True):
+        least = max((i for i, a in enumerate(arguments, start=1) if not a.endswith("?")), default=0)
+        if not least <= len(node.inputs) <= len(arguments):
+            takes = f"{least} to {len(arguments)}" if least < len(arguments) else str(least)
+            raise GraphError(f"node {node.output!r}: {node.op} takes {takes} inputs, got {len(node.inputs)}")
+        for name, argument in zip(node.inputs, arguments, strict=False):
             if not name and not argument.endswith("?"):
                 raise GraphError(f"node {node.output!r}: the argument {argument!r} of {node.op} is missing")
         for key, value in node.attributes.items():

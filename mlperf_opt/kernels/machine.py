@@ -9,6 +9,7 @@ from mlperf_opt.kernels import amx as _amx
 from mlperf_opt.kernels import attention as _attention
 from mlperf_opt.kernels import elementwise as _elementwise
 from mlperf_opt.kernels import images as _images
+from mlperf_opt.kernels import kv_cache as _kv_cache
 from mlperf_opt.kernels import sparse as _sparse
 from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, WIDTH, field
 from mlperf_opt.kernels.jit import kernel
@@ -19,8 +20,8 @@ from mlperf_opt.kernels.simd import load_int, store_int
 (
     PRODUCT, RELU, GELU, ADD, SOFTMAX, LAYER_NORM, EMBEDDING, POSITION_TABLE, QUANTIZE, ROW_GRIDS, PACK_IMAGE, UNPACK_IMAGE,
     QUANTIZE_IMAGE, MAX_POOL, AVERAGE_POOL, ATTENTION, CACHE_WRITE, CACHED_ATTENTION, COPY, TILE_PRODUCT,
-    SPARSE_PRODUCT, ROTARY,
-) = range(22)  # fmt: skip
+    SPARSE_PRODUCT, ROTARY, HEAD_SCALE,
+) = range(23)  # fmt: skip
 _INSTRUCTION_BYTES = 8 * WIDTH
 # A job: what `run` wants to know, as int64 at these places.
 PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP = range(6)
@@ -31,12 +32,12 @@ _product_if_sparse = _sparse.sparse_product
 _product_on_tiles = _amx.product_on_tiles
 _relu, _gelu, _add, _softmax = _elementwise.relu, _elementwise.gelu, _elementwise.add_rows, _elementwise.softmax
 _layer_norm, _embedding, _positions = _elementwise.layer_norm, _elementwise.embedding, _elementwise.positions
-_rotary = _attention.rotary
 _quantize, _row_grids = _elementwise.quantize, _elementwise.row_grids
 _pack, _unpack, _quantize_image = _images.pack_image, _images.unpack_image, _images.quantize_image
 _max_pool, _average_pool = _images.max_pool, _images.average_pool
 _copy = _elementwise.copy
-_attend, _write, _attend_cached = _attention.attention, _attention.cache_write, _attention.cached_attention
+_attend, _rotary = _attention.attention, _attention.rotary
+_head_scale, _write, _attend_cached = _kv_cache.head_scale, _kv_cache.cache_write, _kv_cache.cached_attention
 
 
 @kernel()
@@ -66,6 +67,8 @@ def _step(instruction, memories, sequence_of_state, sequences, time):
         _positions(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
     elif opcode == ROTARY:
         _rotary(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
+    elif opcode == HEAD_SCALE:
+        _head_scale(instruction, memories, rows)
     elif opcode == QUANTIZE:
         _quantize(instruction, memories, rows)
     elif opcode == ROW_GRIDS:

@@ -76,6 +76,12 @@ def store_int(b: Any, address: Any, value: Any) -> None:
     store(b, address, value)
 
 
+@instruction(types.float64, _ADDRESS)
+def load_double(b: Any, address: Any) -> Any:
+    """A float64."""
+    return load(b, address, ir.DoubleType())
+
+
 @instruction(types.int64, _ADDRESS)
 def load_int32(b: Any, address: Any) -> Any:
     """An int32, widened."""

@@ -104,7 +104,7 @@ class _Lowering:
         except GraphError as error:
             raise GraphError(f"node {graph_node.output!r}: {error}") from None
         local = {OUT: self.names[graph_node.output]}
-        arguments = dict(zip((a.rstrip("?") for a in definition.arguments), graph_node.inputs, strict=True))
+        arguments = dict(zip((a.rstrip("?") for a in definition.arguments), graph_node.inputs, strict=False))
         for step in form:
             target = local.setdefault(step.output, f"{graph_node.output}:{step.output}")
             inputs = [self._input(source, local, arguments) for source in step.inputs]

@@ -5,7 +5,7 @@ from mlperf_opt.ops.attention import ATTENTION
 from mlperf_opt.ops.base import Array, Cost, OpDef, Spec
 from mlperf_opt.ops.conv import CONV2D
 from mlperf_opt.ops.embedding import EMBEDDING, LEARNED_POSITIONS, SINUSOIDAL_POSITIONS
-from mlperf_opt.ops.kv_cache import ADVANCE, CACHE_WRITE, CACHED_ATTENTION
+from mlperf_opt.ops.kv_cache import ADVANCE, CACHE_WRITE, CACHED_ATTENTION, HEAD_SCALE
 from mlperf_opt.ops.linear import LINEAR
 from mlperf_opt.ops.loss import CROSS_ENTROPY
 from mlperf_opt.ops.norm import LAYER_NORM
@@ -32,6 +32,7 @@ _ALL = (
     ROTARY,
     LAYER_NORM,
     ATTENTION,
+    HEAD_SCALE,
     CACHE_WRITE,
     CACHED_ATTENTION,
     ADVANCE,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -28,20 +29,31 @@ def _relu_vjp(grad: Array, out: Array, _x: Array) -> tuple[Array]:
     return (grad * (out > 0),)
 
 
+@lru_cache(maxsize=8)
+def _gelu_constants(dtype: np.dtype) -> tuple[Array, ...]:
+    """sqrt(2/pi), the same times 0.044715, 1 and 1/2, as arrays: numpy converts a Python number at each use of it."""
+    constants = tuple(np.array(c, dtype) for c in (_SQRT_2_OVER_PI, _SQRT_2_OVER_PI * _CUBIC, 1, 0.5))
+    for constant in constants:
+        constant.setflags(write=False)
+    return constants
+
+
 def _gelu_inner(x: Array) -> Array:
     # x (a + b x x) in place: numpy's ** 3 is two orders of magnitude slower than products
+    linear, cubic, _, _ = _gelu_constants(x.dtype)
     y = x * x
-    y *= _SQRT_2_OVER_PI * _CUBIC
-    y += _SQRT_2_OVER_PI
+    y *= cubic
+    y += linear
     y *= x
     return np.tanh(y, out=y)
 
 
 def _gelu(x: Array) -> Array:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form of Hendrycks and Gimpel, arXiv:1606.08415."""
+    _, _, one, half = _gelu_constants(x.dtype)
     y = _gelu_inner(x)
-    y += 1
-    y *= 0.5  # before x: twice a large x is no float32
+    y += one
+    y *= half  # before x: twice a large x is no float32
     y *= x
     return y
 

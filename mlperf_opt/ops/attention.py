@@ -152,8 +152,16 @@ def onnx_split(x: str, heads: int, width: int, to: str) -> Form:
     )
 
 
-def onnx_weighted(heads: int, width: int, groups: int, keys: str, values: str, mask: str | None) -> Form:
-    """The value of the op from ``queries`` (N, heads, T, d), keys and values (N, groups, S, d) and what a query may see."""
+def onnx_weighted(
+    heads: int, width: int, groups: int, keys: str, values: str, mask: str | None, far: str | None = None
+) -> Form:
+    """The value of the op from ``queries`` (N, heads, T, d), keys and values (N, groups, S, d).
+
+    Args:
+        heads, width, groups: of the queries, of a head, of the keys.
+        keys, values, mask: names; the mask is true where a query may see a place.
+        far: name of what is true for the places that ``queries_far`` meet instead of ``queries``; None for none.
+    """
     form: Form = ()
     if groups != heads:
         form += (*_onnx_repeated(keys, heads, width, groups), *_onnx_repeated(values, heads, width, groups))
@@ -161,8 +169,14 @@ def onnx_weighted(heads: int, width: int, groups: int, keys: str, values: str, m
     form += (
         node("Mul", "queries", np.array(1 / math.sqrt(width), np.float32), to="scaled"),
         node("Transpose", keys, to="keys_t", perm=[0, 1, 3, 2]),
-        node("MatMul", "scaled", "keys_t", to="scores"),
+        node("MatMul", "scaled", "keys_t", to="scores" if far is None else "scores_near"),
     )
+    if far is not None:
+        form += (
+            node("Mul", "queries_far", np.array(1 / math.sqrt(width), np.float32), to="scaled_far"),
+            node("MatMul", "scaled_far", "keys_t", to="scores_far"),
+            node("Where", far, "scores_far", "scores_near", to="scores"),
+        )
     if mask is not None:
         form += (node("Where", mask, "scores", np.array(-np.inf, np.float32), to="seen"),)
     return (

@@ -1,7 +1,13 @@
-"""Attention on a KV cache, in three ops: `cache_write` puts the new keys (or values) behind those that the state holds,
-`cached_attention` reads them, `advance` moves each row's position.
+"""Attention on a KV cache: `cache_write` puts the new keys (or values) behind those that the state holds, `cached_attention`
+reads them, `advance` moves each row's position.
 
-A cache has the heads of the keys, which may be fewer than those of the queries (see `attention.py`).
+A cache has the heads of the keys, which may be fewer than those of the queries (see `attention.py`). It holds float32,
+float16, or int8 codes on symmetric grids: keys on one for each channel, which doesn't change, values on one for each vector,
+which a cache of its own remembers (KIVI: Liu et al., arXiv:2402.02750, who found that keys have channels of outliers and
+values have not).
+
+With a window (StreamingLLM: Xiao et al., arXiv:2309.17453) a token sees the first ``sinks`` tokens and the last ``window``,
+itself included. A cache of sinks + window places is then a ring behind the sinks; a longer one holds all and hides some.
 """
 
 from __future__ import annotations
@@ -11,26 +17,48 @@ import math
 import numpy as np
 
 from mlperf_opt.ops.activation import softmax
-from mlperf_opt.ops.attention import check_heads, join_heads, onnx_split, onnx_weighted, split_groups
-from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, are_known, expect, expect_float, moved_bytes, no_macs
-from mlperf_opt.ops.onnx_form import Form, counted, direct, ints, length, node
+from mlperf_opt.ops.attention import check_heads, join_heads, split_groups
+from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, are_known, expect, expect_float, is_whole, moved_bytes, no_macs
+from mlperf_opt.ops.kv_cache_onnx import onnx_attention, onnx_scale, onnx_write
+from mlperf_opt.ops.onnx_form import direct
+
+CODE_LIMIT = 127  # of a symmetric int8 code
+_HALF_LIMIT = float(np.finfo(np.float16).max)
 
 
-def _infer_write(cache: Spec, new: Spec, position: Spec, lengths: Spec) -> Spec:
+def _infer_scale(x: Spec, *, heads: int) -> Spec:
+    expect(len(x.shape) == 3, f"head_scale: x must be (N, T, D), got {x}")
+    expect_float("head_scale: x", x)
+    check_heads(x, heads)
+    return Spec((*x.shape[:2], heads), x.dtype)
+
+
+def _scale(x: Array, *, heads: int) -> Array:
+    """The int8 scale of each head's vector, (N, T, heads): its largest magnitude is code 127; 1 where all is zero."""
+    peaks = np.abs(x.reshape(*x.shape[:2], heads, -1)).max(axis=-1)
+    return np.where(peaks > 0, np.maximum(peaks / x.dtype.type(CODE_LIMIT), np.finfo(np.float32).tiny), 1).astype(x.dtype)
+
+
+def _infer_write(
+    cache: Spec, new: Spec, position: Spec, lengths: Spec, scale: Spec | None = None, *, sinks: int = 0, window: int = 0
+) -> Spec:
     expect(len(cache.shape) == 4, f"cache_write: cache must be (N, heads, L, d), got {cache}")
     expect(len(new.shape) == 3, f"cache_write: new must be (N, T, D), got {new}")
-    _check_cache("cache_write: new", new, cache)
-    _check_rows(new, position, lengths)
-    return cache
-
-
-def _check_cache(what: str, x: Spec, cache: Spec) -> None:
-    """Check that x (N, T, D) and a cache (N, heads, L, d) belong together."""
+    expect_float("cache_write: new", new)
     n, heads, _, width = cache.shape
-    expect(are_known(heads, width), f"{what}: heads and width of the cache {cache} must be numbers")
-    fits = x.shape[0] == n and x.shape[2] == int(heads) * int(width) and x.dtype == cache.dtype
-    expect(fits, f"{what} {x} and the cache {cache} differ in batch, width or dtype")
-    expect_float(what, x)
+    expect(are_known(heads, width), f"cache_write: heads and width of the cache {cache} must be numbers")
+    fits = new.shape[0] == n and new.shape[2] == int(heads) * int(width)
+    expect(fits, f"cache_write: new {new} and the cache {cache} differ in batch or width")
+    kinds = ("int8",) if scale else (new.dtype, "float16")
+    expect(
+        cache.dtype in kinds, f"cache_write: new {new} goes with a scale into int8, without into a float cache, not {cache}"
+    )
+    grids = ((heads, width), (*new.shape[:2], heads))
+    fits = scale is None or (scale.shape in grids and scale.dtype == new.dtype)
+    expect(fits, f"cache_write: scale {scale} must be one for each channel {grids[0]} or for each vector {grids[1]}")
+    _check_rows(new, position, lengths)
+    _check_window(sinks, window)
+    return cache
 
 
 def _check_rows(batch: Spec, *specs: Spec) -> None:
@@ -39,49 +67,132 @@ def _check_rows(batch: Spec, *specs: Spec) -> None:
         expect(fits, f"cache: positions and lengths must be int64[{batch.shape[0]}], got {spec}")
 
 
-def _write(cache: Array, new: Array, position: Array, lengths: Array) -> Array:
-    """Put row n's first lengths[n] vectors at position[n]; the buffer of ``cache`` is overwritten and returned."""
-    rows, heads, _, width = cache.shape
-    new = new.reshape(rows, -1, heads, width)
+def _check_window(sinks: int, window: int) -> None:
+    fits = is_whole(sinks, 0) and is_whole(window, 1 if sinks else 0)
+    expect(
+        fits, f"cache: sinks={sinks} and window={window} must be whole numbers, a window of at least 1 where there are sinks"
+    )
+
+
+def _write(
+    cache: Array,
+    new: Array,
+    position: Array,
+    lengths: Array,
+    scale: Array | None = None,
+    *,
+    sinks: int = 0,
+    window: int = 0,
+) -> Array:
+    """Put row n's first lengths[n] vectors at position[n]; the buffer of ``cache`` is overwritten and returned.
+
+    With a window, what goes beyond the capacity comes round behind the sinks.
+    """
+    rows, heads, capacity, width = cache.shape
+    new = _stored(new.reshape(rows, -1, heads, width), cache.dtype, scale)
     for row, (start, count) in enumerate(zip(position.tolist(), lengths.tolist(), strict=True)):
-        cache[row, :, start : start + count] = new[row, :count].swapaxes(0, 1)
+        if window and start + count > capacity:
+            places = np.arange(start, start + count)
+            places = np.where(places < capacity, places, sinks + (places - sinks) % (capacity - sinks))
+            cache[row][:, places] = new[row, :count].swapaxes(0, 1)
+        else:
+            cache[row, :, start : start + count] = new[row, :count].swapaxes(0, 1)
     return cache
 
 
-def _infer_cached(q: Spec, keys: Spec, values: Spec, position: Spec, *, heads: int) -> Spec:
+def _stored(new: Array, dtype: np.dtype, scale: Array | None) -> Array:
+    """What a cache holds of ``new`` (N, T, heads, d): rounded to the nearest, saturated at the ends."""
+    if scale is not None:
+        codes = np.rint(new / (scale if scale.ndim == 2 else scale[..., None]))
+        return np.clip(codes, -CODE_LIMIT, CODE_LIMIT).astype(dtype)
+    return np.clip(new, -_HALF_LIMIT, _HALF_LIMIT).astype(dtype) if dtype == np.float16 else new
+
+
+def _infer_cached(
+    q: Spec,
+    keys: Spec,
+    values: Spec,
+    position: Spec,
+    key_scale: Spec | None = None,
+    value_scale: Spec | None = None,
+    q_sinks: Spec | None = None,
+    *,
+    heads: int,
+    sinks: int = 0,
+    window: int = 0,
+) -> Spec:
     expect(len(q.shape) == 3, f"cached_attention: q must be (N, T, D), got {q}")
     expect(
         len(keys.shape) == 4 and keys == values,
         f"cached_attention: keys {keys} and values {values} must be (N, heads, L, d)",
     )
-    n, groups, _, width = keys.shape
-    fits = q.shape[0] == n and q.dtype == keys.dtype and check_heads(q, heads) == width
-    expect(fits, f"cached_attention: q {q} and the cache {keys} differ in batch, width of a head or dtype")
-    expect(
-        are_known(groups) and heads % int(groups) == 0, f"cached_attention: the heads of {keys} must divide heads={heads}"
-    )
     expect_float("cached_attention: q", q)
+    n, groups, capacity, width = keys.shape
+    fits = q.shape[0] == n and check_heads(q, heads) == width
+    expect(fits, f"cached_attention: q {q} and the cache {keys} differ in batch or width of a head")
+    fits = are_known(groups) and heads % int(groups) == 0
+    expect(fits, f"cached_attention: the heads of {keys} must divide heads={heads}")
+    kinds = ("int8",) if key_scale else (q.dtype, "float16")
+    expect(keys.dtype in kinds, f"cached_attention: int8 keys have scales, float ones none, got {keys} and {key_scale}")
+    grids = (Spec((groups, width), q.dtype), Spec((n, groups, capacity, 1), q.dtype))
+    fits = (key_scale, value_scale) == (None, None) or (key_scale, value_scale) == grids
+    expect(fits, f"cached_attention: scales must be {grids[0]} and {grids[1]}, got {key_scale} and {value_scale}")
+    expect(q_sinks is None or q_sinks == q, f"cached_attention: q_sinks {q_sinks} and q {q} differ")
     _check_rows(q, position)
+    _check_window(sinks, window)
     return q
 
 
-def _cached(q: Array, keys: Array, values: Array, position: Array, *, heads: int) -> Array:
-    """Attend from q's places position[n] + t to every cached place up to and including each."""
+def _cached(
+    q: Array,
+    keys: Array,
+    values: Array,
+    position: Array,
+    key_scale: Array | None = None,
+    value_scale: Array | None = None,
+    q_sinks: Array | None = None,
+    *,
+    heads: int,
+    sinks: int = 0,
+    window: int = 0,
+) -> Array:
+    """Attend from q's places position[n] + t to the cached places that each may see, itself included.
+
+    ``q_sinks`` are the queries that the sinks meet, where they differ: turned by their place in the cache, not in the text.
+    """
     rows, groups, capacity, width = keys.shape
     time = q.shape[1]
     used = min(max(position.tolist()) + time, capacity)  # what lies behind the longest row is never read
-    queries = split_groups(q * (1 / math.sqrt(width)), heads, groups).reshape(rows, groups, -1, width)
-    scores = queries @ keys[:, :, :used].mT  # (N, groups, heads a group * T, used)
-    if rows > 1 or time > 1:  # a single new token sees all that is used
-        places = position[:, None] + np.arange(time)  # (N, T)
-        hidden = np.arange(used) > places[:, None, None, :, None]
+    scores = _queries(q, heads, key_scale, keys) @ _real(keys[:, :, :used]).mT  # (N, groups, heads a group * T, used)
+    if q_sinks is not None:
+        few = min(sinks, used)
+        scores[..., :few] = _queries(q_sinks, heads, key_scale, keys) @ _real(keys[:, :, :few]).mT
+    if rows > 1 or time > 1 or (window and used > sinks + window):  # else a single new token sees all that is used
+        own = (position[:, None] + np.arange(time))[:, None, None, :, None]  # the place of each query
+        places = np.arange(used)
+        hidden = places > own
+        if window:  # a ring that has come round holds what may be seen, and nothing else
+            hidden |= (places >= sinks) & (places <= own - window) & (own < capacity)
         np.copyto(scores.reshape(rows, groups, -1, time, used), -np.inf, where=hidden)
-    mixed = softmax(scores, out=scores) @ values[:, :, :used]
-    return join_heads(mixed.reshape(rows, heads, time, width))
+    shares = softmax(scores, out=scores)
+    if value_scale is not None:
+        shares *= value_scale[:, :, :used].mT
+    return join_heads((shares @ _real(values[:, :, :used])).reshape(rows, heads, time, width))
 
 
-def _cached_cost(out: Spec, q: Spec, keys: Spec, values: Spec, position: Spec, **_: int) -> Cost:
-    return Cost(2 * out.size * int(keys.shape[2]), moved_bytes(out, q, keys, values, position))
+def _queries(q: Array, heads: int, key_scale: Array | None, keys: Array) -> Array:
+    """Scaled queries (N, groups, heads a group * T, d), which take the keys' scales along: the codes need none then."""
+    rows, groups, _, width = keys.shape
+    queries = split_groups(q * (1 / math.sqrt(width)), heads, groups).reshape(rows, groups, -1, width)
+    return queries if key_scale is None else queries * key_scale[:, None]
+
+
+def _real(cache: Array) -> Array:
+    return cache if cache.dtype.itemsize >= 4 else cache.astype(np.float32)
+
+
+def _cached_cost(out: Spec, q: Spec, keys: Spec, values: Spec, *specs: Spec | None, **_: int) -> Cost:
+    return Cost(2 * out.size * int(keys.shape[2]), moved_bytes(out, q, keys, values, *specs))
 
 
 def _infer_advance(position: Spec, lengths: Spec) -> Spec:
@@ -90,69 +201,26 @@ def _infer_advance(position: Spec, lengths: Spec) -> Spec:
     return position
 
 
-# ONNX
-
-
-def _onnx_write(cache: Spec, new: Spec, _position: Spec, _lengths: Spec) -> Form:
-    """Every place of the cache takes its own token of ``new``, if it has one: place p of row n token p - position[n].
-
-    A choice instead of a scatter: what lies beyond a row's length or the capacity is never addressed.
-    """
-    heads, width = int(cache.shape[1]), int(cache.shape[3])
-    zero = np.int64(0)
-    return (
-        *counted("cache", 2, "place"),
-        node("Unsqueeze", "position", ints(1), to="start"),
-        node("Unsqueeze", "lengths", ints(1), to="count"),
-        node("Sub", "place", "start", to="token"),  # (N, L)
-        node("GreaterOrEqual", "token", zero, to="begun"),
-        node("Less", "token", "count", to="within"),
-        node("And", "begun", "within", to="written"),
-        node("Unsqueeze", "written", ints(1, 3), to="chosen"),  # (N, 1, L, 1)
-        *length("new", 1, "time"),
-        node("Sub", "time", np.int64(1), to="last"),
-        node("Max", "token", zero, to="not_before"),
-        node("Min", "not_before", "last", to="legal"),
-        node("Unsqueeze", "legal", ints(2), to="index"),
-        node("GatherND", "new", "index", to="spread", batch_dims=1),  # (N, L, D)
-        *onnx_split("spread", heads, width, "candidates"),
-        node("Where", "chosen", "candidates", "cache"),
-    )
-
-
-def _onnx_cached(_q: Spec, keys: Spec, _values: Spec, _position: Spec, *, heads: int) -> Form:
-    groups, width = int(keys.shape[1]), int(keys.shape[3])
-    return (
-        *onnx_split("q", heads, width, "queries"),
-        *counted("q", 1, "time"),
-        *counted("keys", 2, "place"),
-        node("Unsqueeze", "position", ints(1), to="start"),
-        node("Add", "start", "time", to="own"),  # (N, T): the place of each query
-        node("Unsqueeze", "own", ints(1, 3), to="now"),  # (N, 1, T, 1)
-        node("LessOrEqual", "place", "now", to="mask"),  # (N, 1, T, L)
-        *onnx_weighted(heads, width, groups, "keys", "values", "mask"),
-    )
-
-
-# The cached ops serve generation; training runs on the graph without state, so they have no gradient.
+# These ops serve generation; training runs on the graph without state, so they have no gradient.
+HEAD_SCALE = OpDef("head_scale", ("x",), _infer_scale, _scale, None, no_macs, onnx_scale)
 CACHE_WRITE = OpDef(
     name="cache_write",
-    arguments=("cache", "new", "position", "lengths"),
+    arguments=("cache", "new", "position", "lengths", "scale?"),
     infer=_infer_write,
     forward=_write,
     vjp=None,
     cost=no_macs,
-    onnx=_onnx_write,
+    onnx=onnx_write,
     in_place="cache",
 )
 CACHED_ATTENTION = OpDef(
-    "cached_attention",
-    ("q", "keys", "values", "position"),
-    _infer_cached,
-    _cached,
-    None,
-    _cached_cost,
-    _onnx_cached,
+    name="cached_attention",
+    arguments=("q", "keys", "values", "position", "key_scale?", "value_scale?", "q_sinks?"),
+    infer=_infer_cached,
+    forward=_cached,
+    vjp=None,
+    cost=_cached_cost,
+    onnx=onnx_attention,
 )
 ADVANCE = OpDef(
     "advance",

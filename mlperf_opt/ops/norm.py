@@ -29,9 +29,20 @@ def _columns(width: int, dtype: np.dtype) -> tuple[Array, Array]:
 
 
 def _forward(x: Array, gamma: Array, beta: Array, *, eps: float) -> Array:
+    if 0 < x.size == x.shape[-1]:
+        return _forward_row(x.reshape(-1), gamma, beta, eps).reshape(x.shape)
     ones, means = _columns(x.shape[-1], x.dtype)
     y = x - x @ ones / len(ones)  # not x @ means: 1 / width is rounded, and a row of equal values must give exact zeros
     y *= gamma / np.sqrt((y * y) @ means + eps)
+    y += beta
+    return y
+
+
+def _forward_row(x: Array, gamma: Array, beta: Array, eps: float) -> Array:
+    """One row (width,), as a decode step has it: its mean and its deviation are scalars, which take half of the time."""
+    ones, _ = _columns(x.size, x.dtype)
+    y = x - x.dot(ones[:, 0]) / x.size
+    y *= gamma / np.sqrt(y.dot(y) / x.size + eps)
     y += beta
     return y
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, is_whole, no_macs
-from mlperf_opt.ops.onnx_form import Form, counted, ints, known, node
+from mlperf_opt.ops.onnx_form import Form, cast, counted, ints, known, node
 
 _BASE = 10000.0
 
@@ -27,23 +27,28 @@ def rotations(context: int, width: int) -> Array:
 
 def turns(places: Array, width: int) -> Array:
     """Return complex64 (..., width / 2) for places (...). The angles are float64: far places keep their last bits too."""
-    frequencies = _BASE ** (-np.arange(0, width, 2) / width)
-    return np.exp(1j * (places[..., None] * frequencies)).astype(np.complex64)
+    return np.exp(1j * (places[..., None] * frequencies(width))).astype(np.complex64)
 
 
-def _infer(x: Spec, offset: Spec | None, *, width: int, context: int) -> Spec:
+def frequencies(width: int) -> Array:
+    """Return float64 (width / 2): the angle of each pair of a head at place 1."""
+    return _BASE ** (-np.arange(0, width, 2) / width)
+
+
+def _infer(x: Spec, offset: Spec | None, *, width: int, context: int, reach: int = 0) -> Spec:
     expect(len(x.shape) == 3, f"rotary: x must be (N, T, D), got {x}")
     expect_float("rotary: x", x)
     expect(is_whole(width, 2) and width % 2 == 0, f"rotary: width={width} must be an even number: it is turned in pairs")
     fits = isinstance(x.shape[2], int) and x.shape[2] % width == 0
     expect(fits, f"rotary: width={width} must divide the last axis of x {x}")
     expect(is_whole(context, 1), f"rotary: context={context} must be a whole number >= 1")
+    expect(is_whole(reach, 0), f"rotary: reach={reach} must be a whole number >= 0")
     fits = offset is None or (offset.shape == x.shape[:1] and offset.dtype == "int64")
     expect(fits, f"rotary: offset must be int64[{x.shape[0]}], got {offset}")
     return x
 
 
-def _factors(x: Array, offset: Array | None, width: int, context: int) -> Array:
+def _factors(x: Array, offset: Array | None, width: int, context: int, reach: int) -> Array:
     """The turns of x (N, T, D): (T, 1, width / 2), or (N, T, 1, width / 2) where each row has its own places."""
     time = x.shape[1]
     table = rotations(context, width)
@@ -51,10 +56,11 @@ def _factors(x: Array, offset: Array | None, width: int, context: int) -> Array:
         if time > context:
             raise GraphError(f"positions: {time} tokens, but the model knows {context} places")
         return table[:time, None]
-    if time == 1 and len(offset) == 1 and offset[0] < context:  # a step of one sequence
-        return table[offset[0]]
     places = offset[:, None] + np.arange(time)
-    return table.take(places, axis=0, mode="clip")[:, :, None]
+    if reach:
+        places = np.minimum(places, reach)
+    known = places.size == 0 or places[:, -1].max() < context
+    return (table.take(places, axis=0) if known else turns(places, width))[:, :, None]
 
 
 def _turn(x: Array, factors: Array, width: int) -> Array:
@@ -63,13 +69,19 @@ def _turn(x: Array, factors: Array, width: int) -> Array:
     return (points * factors).reshape(*x.shape[:2], -1).view(x.dtype)
 
 
-def _forward(x: Array, offset: Array | None, *, width: int, context: int) -> Array:
-    return _turn(x, _factors(x, offset, width, context), width)
+def _forward(x: Array, offset: Array | None, *, width: int, context: int, reach: int = 0) -> Array:
+    """Turn x (N, T, D). Places behind the context have turns too: with a window only the distances matter.
+
+    ``reach`` > 0: a place beyond it counts as it, as that of a query in a cache that has let go of what lay between.
+    """
+    return _turn(x, _factors(x, offset, width, context, reach), width)
 
 
-def _vjp(grad: Array, _out: Array, x: Array, offset: Array | None, *, width: int, context: int) -> tuple[Array | None, ...]:
+def _vjp(
+    grad: Array, _out: Array, x: Array, offset: Array | None, *, width: int, context: int, reach: int = 0
+) -> tuple[Array | None, ...]:
     """Turned back: the transpose of a rotation is its inverse."""
-    return _turn(grad, _factors(x, offset, width, context).conj(), width), None
+    return _turn(grad, _factors(x, offset, width, context, reach).conj(), width), None
 
 
 def rotation_rows(context: int, width: int) -> tuple[Array, Array]:
@@ -83,29 +95,28 @@ def rotation_rows(context: int, width: int) -> tuple[Array, Array]:
     return cosines, sines
 
 
-def _onnx(x: Spec, offset: Spec | None, *, width: int, context: int) -> Form:
-    cosines, sines = rotation_rows(context, width)
-    if offset is None:
-        places: Form = (node("Shape", "x", to="time", start=1, end=2),)
-        rows = tuple(
-            node("Slice", table[:, None], ints(0), "time", ints(0), to=to)  # (T, 1, d)
-            for table, to in ((cosines, "cosines"), (sines, "sines"))
-        )
-    else:
+def _onnx(x: Spec, offset: Spec | None, *, width: int, context: int, reach: int = 0) -> Form:
+    """Angles are computed where they are needed, in float64 until they are less than a full turn."""
+    wide = known(x.shape[2], "the width")
+    places: Form = counted("x", 1, "place")
+    if offset is not None:
         places = (
             *counted("x", 1, "time"),
             node("Unsqueeze", "offset", ints(1), to="start"),
-            node("Add", "start", "time", to="unlimited"),
-            node("Min", "unlimited", np.int64(context - 1), to="places"),  # (N, T); padding, as in `embedding._vectors`
+            node("Add", "start", "time", to="unlimited"),  # (N, T)
+            node("Min", "unlimited", np.int64(reach or np.iinfo(np.int64).max), to="place"),
         )
-        rows = tuple(
-            node("Gather", table[:, None], "places", to=to, axis=0)  # (N, T, 1, d)
-            for table, to in ((cosines, "cosines"), (sines, "sines"))
-        )
-    wide = known(x.shape[2], "the width")
+    signs = np.tile(np.array([-1, 1], np.float32), width // 2)
     return (
         *places,
-        *rows,
+        cast("place", "float64", to="real_place"),
+        node("Unsqueeze", "real_place", ints(-1, -2), to="each_place"),  # (T, 1, 1), or (N, T, 1, 1)
+        node("Mul", "each_place", np.repeat(frequencies(width), 2), to="angles"),
+        node("Mod", "angles", np.float64(2 * np.pi), to="turns", fmod=1),
+        cast("turns", "float32", to="within"),
+        node("Cos", "within", to="cosines"),
+        node("Sin", "within", to="unsigned"),
+        node("Mul", "unsigned", signs, to="sines"),
         node("Reshape", "x", ints(0, 0, wide // width, width), to="heads"),
         node("Reshape", "x", ints(0, 0, wide // 2, 2), to="pairs"),
         node("Gather", "pairs", ints(1, 0), to="exchanged", axis=3),

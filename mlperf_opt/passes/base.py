@@ -46,7 +46,7 @@ class PassResult:
     Attributes:
         graph: the new graph (the given one where nothing changed).
         stats: facts for the log, JSON-ready.
-        tables: name -> rows; the runner writes each as ``name.csv``.
+        tables: what the rows are -> rows; the runner writes each beside the step's model file, as ``<step>-<what>.csv``.
         files: ending -> content; the runner writes each beside the step's model file, under its name with that ending.
     """
 
@@ -62,8 +62,8 @@ class Pass(ABC):
 
     Class attributes:
         effect: what it does to the weights; the report derives the closed-style or open-style label from it.
-        tolerance: 0.0 for a pass that leaves the outputs equal up to rounding (the runner checks it); otherwise the loss of
-            quality, as a fraction, that the pass at its defaults may cause on a shipped model.
+        tolerance: 0.0 for a pass that at its defaults leaves the outputs equal up to rounding; otherwise the loss of
+            quality, as a fraction, that it may then cause on a shipped model.
         not_after: names of passes that may not come before it in the list.
     """
 
@@ -73,6 +73,10 @@ class Pass(ABC):
 
     def check(self, graph: Graph) -> None:  # noqa: B027 - most passes take any graph
         """Raise `PassError` if the pass can't work on ``graph``: called before anything runs, and on the real input."""
+
+    def is_exact(self, graph: Graph) -> bool:
+        """Return whether with these settings ``graph`` keeps its outputs up to rounding: then the runner checks it."""
+        return self.tolerance == 0
 
     @abstractmethod
     def __call__(self, graph: Graph, context: PassContext) -> PassResult:

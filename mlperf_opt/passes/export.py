@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from mlperf_opt.errors import ConfigError, PassError
+from mlperf_opt.extras import is_installed, require_installed
 from mlperf_opt.graph import Graph
-from mlperf_opt.onnx_export import IR_VERSION, OPSET, export, is_installed, require_installed
+from mlperf_opt.onnx_export import IR_VERSION, OPSET, export
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.runtimes import NUMPY, OnnxExecutable, agreement, difference, is_quantized, stepwise
 
@@ -19,7 +20,7 @@ class Export(Pass):
 
     The file is checked by onnx.checker. onnxruntime, if it is installed, runs it on the calibration split, fused as it likes
     and operator by operator, and must agree with the numpy runtime up to rounding both times; how many predictions are equal
-    goes to export.csv. A KV cache becomes inputs ``past.*`` and outputs ``present.*``.
+    goes to the table `check`. A KV cache becomes inputs ``past.*`` and outputs ``present.*``.
     """
 
     effect: ClassVar = "keeps_weights"
@@ -42,7 +43,7 @@ class Export(Pass):
             "sha256": hashlib.sha256(data).hexdigest(),
             **_compared(graph, data, context),
         }
-        return PassResult(graph, row, {"export": [row]}, {"onnx": data})
+        return PassResult(graph, row, {"check": [row]}, {"onnx": data})
 
 
 def _compared(graph: Graph, data: bytes, context: PassContext) -> dict[str, Any]:

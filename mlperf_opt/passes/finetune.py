@@ -79,7 +79,7 @@ class Finetune(Pass):
         _check_zeros(graph, result.graph)
         if self.epochs:
             _check_moved(graph, result.graph)
-        return PassResult(result.graph, {"loss": list(result.history)}, {"finetune": rows} if rows else {})
+        return PassResult(result.graph, {"loss": list(result.history)}, {"epochs": rows} if rows else {})
 
     def _objective(self, context: PassContext) -> Objective:
         if not self.distill:

@@ -25,7 +25,7 @@ class Profile(Pass):
         batch: samples a run, from the calibration split.
         repeats: timed runs, after a tenth as many untimed ones.
         sensitivity: also how the accuracy on the calibration split falls when one matrix alone is pruned, or shares values:
-            sensitivity.csv, from which to choose `layers` of cluster and `skip` of prune.
+            the table `sensitivity`, from which to choose `layers` of cluster and `skip` of prune.
     """
 
     batch: int = 1
@@ -76,5 +76,5 @@ class Profile(Pass):
                     "note": executable.notes.get(node.output, ""),
                 }
             )
-        tables = {"profile": rows} | ({"sensitivity": sensitivity(graph, context)} if self.sensitivity else {})
+        tables = {"nodes": rows} | ({"sensitivity": sensitivity(graph, context)} if self.sensitivity else {})
         return PassResult(graph, {"time_us": total, "macs": sum(r["macs"] for r in rows)}, tables)

@@ -108,6 +108,12 @@ class Prune(Pass):
         chosen = self._chosen(graph)
         if not chosen:
             raise PassError("prune: nothing is left to prune, skip names every matrix")
+        for group in self._groups(chosen) if self.structure == "weight" else ():
+            total = sum(graph.weights[name].values.size for name in group)
+            if round(self.sparsity * total) == total > 0:
+                raise PassError(
+                    f"prune: sparsity={self.sparsity} leaves none of the {total:,} weights of {', '.join(group)}"
+                )
         if self.structure == "n:m":
             check_pattern(graph, chosen, self.m)
         if self.schedule != "one_shot" and graph.state:
@@ -127,7 +133,7 @@ class Prune(Pass):
         if self.structure == "n:m":
             pruned = {name: keep_pattern(graph.weights[name], self.n, self.m) for name in chosen}
             return PassResult(graph.with_weights(pruned), _zeros(pruned))
-        groups = [chosen] if self.scope == "global" else [[name] for name in chosen]
+        groups = self._groups(chosen)
         rows: list[dict[str, Any]] = []
         if self.schedule == "one_shot":
             pruned = {}
@@ -138,7 +144,7 @@ class Prune(Pass):
             pruned = {name: graph.weights[name] for name in chosen}
         for group in groups:
             _check_zeros({name: pruned[name] for name in group}, self.sparsity)
-        return PassResult(graph.with_weights(pruned), _zeros(pruned), {"prune": rows} if rows else {})
+        return PassResult(graph.with_weights(pruned), _zeros(pruned), {"epochs": rows} if rows else {})
 
     def _train(
         self, graph: Graph, chosen: list[str], groups: list[list[str]], context: PassContext, rows: list[dict[str, Any]]
@@ -186,6 +192,10 @@ class Prune(Pass):
             optimizer="adam",
             shift=self.shift,
         )
+
+    def _groups(self, chosen: list[str]) -> list[list[str]]:
+        """Names of weights that compete with each other."""
+        return [chosen] if self.scope == "global" else [[name] for name in chosen]
 
     def _chosen(self, graph: Graph) -> list[str]:
         return [name for name in graph.matrices() if set(self.skip).isdisjoint({name, *graph.readers(name)})]

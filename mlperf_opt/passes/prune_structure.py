@@ -30,7 +30,7 @@ def check_units(graph: Graph, structure: Structure, keep: tuple[int, ...], skip:
         return
     names = ", ".join(layer.node.output for layer in chosen)
     if len(keep) != len(chosen):
-        raise PassError(f"prune: keep={list(keep)}: expected {len(chosen)} numbers, one for each of {names}")
+        raise PassError(f"prune: keep={list(keep)}: expected a number for each of {names}")
     for count, layer in zip(keep, chosen, strict=True):
         if count > layer.units(graph):
             raise PassError(f"prune: keep={list(keep)}: {layer.node.output} has {layer.units(graph)} {structure}s")

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mlperf_opt.errors import ConfigError, did_you_mean
 from mlperf_opt.measure import noise_factor
-from mlperf_opt.report.grid import NOT_MEASURED, Grid, build_grid, duration, fraction, measured, signed, size, times
+from mlperf_opt.report.grid import NOT_MEASURED, Grid, build_grid, duration, fraction, signed, size, times
+from mlperf_opt.report.results import Row, by_job, rows_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
 Verdict = Literal["better", "worse", "within noise", "same"]
-Row = dict[str, Any]
-
 METRICS = ("quality", "weights_bytes", "file_bytes", "sparsity", "speedup", "latency_p50_us")
 _TIMED = ("speedup", "latency_p50_us")
 _TIMED_UNDER = ("runtime", "threads", "batch")
@@ -90,7 +89,7 @@ def unmatched(before: pd.DataFrame, after: pd.DataFrame) -> list[str]:
     for side, frame, place in (("first", before, 0), ("second", after, 1)):
         taken = {_key(rows[place]) for _, *rows in used}
         left: dict[str, list[str]] = {}
-        for row in (row for row in _rows(frame) if _key(row) not in taken):
+        for row in (row for row in rows_of(frame) if _key(row) not in taken):
             left.setdefault(f"{_label(row.get('job'))}{row['model']}", []).append(row["name"])
         facts = "; ".join(f"{model} {', '.join(names)}" for model, names in left.items())
         lines += [f"only on the {side} side: {facts}"] if facts else []
@@ -176,7 +175,7 @@ def _change(delta: Delta) -> str:
 
 def _pairs(before: pd.DataFrame, after: pd.DataFrame) -> Iterator[tuple[str, Row, Row]]:
     """Yield (step, row before, row after)."""
-    first, second = _by_job(before), _by_job(after)
+    first, second = by_job(before), by_job(after)
     for old_job, old_rows in first.items():
         for new_job, new_rows in second.items():
             if old_job == new_job or None in (old_job, new_job):
@@ -210,22 +209,8 @@ def _label(job: Any) -> str:
     return "" if job is None else f"job {job}: "
 
 
-def _rows(frame: pd.DataFrame) -> list[Row]:
-    return [
-        {str(key): value if measured(value) else None for key, value in row.items()}
-        for row in frame.to_dict(orient="records")
-    ]
-
-
 def _key(row: Row) -> tuple[Any, ...]:
     return row.get("job"), row["model"], row["data"], row["name"]
-
-
-def _by_job(frame: pd.DataFrame) -> dict[Any, list[Row]]:
-    jobs: dict[Any, list[Row]] = {}
-    for row in _rows(frame):
-        jobs.setdefault(row.get("job"), []).append(row)
-    return jobs
 
 
 def _by_name(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
@@ -240,7 +225,9 @@ def _by_name(rows: list[Row]) -> dict[tuple[str, str], dict[str, Row]]:
 
 
 def _models(frame: pd.DataFrame) -> str:
-    names = {f"{row['model']} on {row['data']}" + (f" (job {row['job']})" if row.get("job") else "") for row in _rows(frame)}
+    names = {
+        f"{row['model']} on {row['data']}" + (f" (job {row['job']})" if row.get("job") else "") for row in rows_of(frame)
+    }
     return ", ".join(sorted(names))
 
 

@@ -37,7 +37,7 @@ def write_metrics(path: Path, records: Sequence[Record]) -> None:
 
 
 def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    """Write rows of any kind (profile.csv, summary.csv); the columns are all keys, in the order in which they first come.
+    """Write rows of any kind (a pass's table, summary.csv); the columns are all keys, in the order in which they first come.
 
     Raises:
         MlperfOptError: the file can't be written.

@@ -6,10 +6,32 @@ import contextlib
 import json
 import os
 import secrets
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from mlperf_opt.errors import MlperfOptError
+from mlperf_opt.errors import ConfigError, MlperfOptError
+
+
+def save_path(save: object, *endings: str) -> Path:
+    """Return the path that ``save=...`` names, if a file can be written there; folders may be missing yet.
+
+    Raises:
+        ConfigError: it is no text, has another ending, names a folder, or lies where nothing can be written.
+    """
+    if not isinstance(save, str) or not save:
+        raise ConfigError(f"save={save}: expected a path")
+    path = Path(save)
+    if path.suffix not in endings or path.is_dir():
+        raise ConfigError(f"save={save}: expected the path of a file that ends in {' or '.join(endings)}")
+    folder = next(parent for parent in path.parents if parent.exists())
+    if not folder.is_dir():
+        raise ConfigError(f"save={save}: {folder} is a file, expected a folder")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # what the system says now, it would say after hours of work
+            return path
+    except OSError as error:
+        raise ConfigError(f"save={save}: cannot write into {folder}: {error.strerror or error}") from None
 
 
 def write_text(path: Path, text: str) -> None:

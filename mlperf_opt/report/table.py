@@ -46,8 +46,8 @@ def run_grid(records: Sequence[Record]) -> Grid:
         line["weights"] = size(row["weights_bytes"])
         line["ratio"] = fraction(row["weights_ratio"])
         line["token" if tokens else "p50"] = duration(row["token_us" if tokens else "latency_p50_us"])
-        line["speedup"] = _speedup(row)
-        line["status"] = _status(row)
+        line["speedup"] = speedup_text(row)
+        line["status"] = status_text(row)
         cells.append(line)
     return build_grid(cells, left=("step", "pass", "status"))
 
@@ -114,8 +114,8 @@ def sweep_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
         line["change"] = signed(row.get("quality_delta"))
         line["weights"] = size(row.get("weights_bytes"))
         line["ratio"] = fraction(row.get("weights_ratio"))
-        line["speedup"] = _speedup(row)
-        line["status"] = _status(row)
+        line["speedup"] = speedup_text(row)
+        line["status"] = status_text(row)
         cells.append(line)
     return build_grid(cells, left=(*short.values(), "status"))
 
@@ -156,7 +156,7 @@ def sensitivity_grid(rows: Sequence[Mapping[str, Any]]) -> Grid:
     """Return the accuracy of each matrix at each setting, one row a matrix.
 
     Args:
-        rows: of sensitivity.csv, with the keys node, weight, setting (sparsity or bits), value, calibration.
+        rows: of the table `sensitivity`, with the keys node, weight, setting (sparsity or bits), value, calibration.
     """
     lines: dict[str, dict[str, str]] = {}
     for row in rows:
@@ -212,7 +212,7 @@ def export_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def export_note(row: Mapping[str, Any]) -> str:
-    """Return one line on a file that the pass export wrote, from its row in export.csv."""
+    """Return one line on a file that the pass export wrote, from its row in the table `check`."""
     text = f"ONNX file: {row['file_bytes']:,} bytes, opset {row['opset']}, onnx.checker passed"
     if not measured(row["predictions"]):
         return f"{text}; onnxruntime is not installed"
@@ -231,7 +231,7 @@ def _quality_header(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"calibration\n{name}" if splits == {"calibration"} else name
 
 
-def _speedup(row: Mapping[str, Any]) -> str:
+def speedup_text(row: Mapping[str, Any]) -> str:
     """The factor with its interval, or with the word noise where it claims nothing."""
     text = times(row.get("speedup"))
     ends = [row.get(key) for key in ("speedup_low", "speedup_high", "noise_low", "noise_high")]
@@ -243,7 +243,8 @@ def _speedup(row: Mapping[str, Any]) -> str:
     return with_interval(text, low, high, 2)
 
 
-def _status(row: Mapping[str, Any]) -> str:
+def status_text(row: Mapping[str, Any]) -> str:
+    """The status in one word: INVALID, worse (than measure.max_drop allows) or ok."""
     if row.get("status") != "VALID":
         return str(row.get("status") or "INVALID")
     return "worse" if row.get("quality_ok") is False else "ok"

@@ -49,8 +49,12 @@ def agreement(expected: Array, actual: Array) -> Agreement:
 
 
 def is_quantized(graph: Graph) -> bool:
-    """Whether activations are rounded to codes, so that a last bit of float32 may move an output by a step."""
-    return any(node.op == "quantize" for node in graph.nodes)
+    """Whether activations, or what a cache keeps, are rounded: a last bit of float32 may move an output by a step."""
+    return any(node.op == "quantize" for node in graph.nodes) or _rounds_state(graph)
+
+
+def _rounds_state(graph: Graph) -> bool:
+    return any(state.spec.dtype in ("int8", "float16") for state in graph.state)
 
 
 # made of exact values, their value is exact: the same bits in any runtime that keeps to the arithmetic of `ops.quantized`
@@ -60,6 +64,8 @@ _EXACT = ("flatten", "relu", "add", "max_pool2d", "quantize", "row_scale", "row_
 def may_flip(graph: Graph) -> bool:
     """Whether a value whose last bits depend on the order of a summation is rounded to codes anywhere in the graph."""
     exact = set(graph.inputs)
+    if _rounds_state(graph):
+        return True
     for node in graph.nodes:
         known = all(name in exact or name not in graph.specs or split_name(name)[0] in graph.weights for name in node.inputs)
         if node.op == "quantize" and not known:

@@ -47,7 +47,11 @@ class Session(Protocol):
         ...
 
     def truncate(self, length: int | Array) -> None:
-        """Forget all but the first ``length`` tokens, of all rows or (N,). Raises `SessionError` outside 0..position."""
+        """Forget all but the first ``length`` tokens, of all rows or (N,).
+
+        Raises:
+            SessionError: outside 0..position, or tokens that the last of them would see have left the window.
+        """
         ...
 
 
@@ -89,7 +93,8 @@ class Executable(Protocol):
         """Start a session for ``batch`` rows of at most ``max_length`` tokens.
 
         Raises:
-            SessionError: a batch or length below 1, longer than the model's context, or a graph without state.
+            SessionError: a batch or length below 1, longer than the model's context (where a window moves along over
+                distances alone, any length will do), or a graph without state.
         """
         ...
 

@@ -26,7 +26,7 @@ def greedy(executable: Executable, prompts: Array, count: int) -> Iterator[Array
         SessionError: an empty prompt, nothing to add, or more tokens than the model's context.
     """
     rows, length = prompts.shape
-    context = executable.graph.context
+    context = executable.graph.limit
     if length < 1:
         raise SessionError("the prompt is empty: it must hold at least one token")
     if count < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from operator import itemgetter
 from typing import Any
 
@@ -41,9 +42,8 @@ class NumpyExecutable:
         self._program = [
             (
                 node,
-                node.definition.forward,
+                partial(node.definition.forward, **node.attributes) if node.attributes else node.definition.forward,
                 _reader([self._slots[n] for n in node.inputs]),
-                dict(node.attributes),
                 self._slots[node.output],
                 dead[node.output],
             )
@@ -89,12 +89,12 @@ class NumpyExecutable:
         slots = self._initial.copy()
         for name, array in feeds.items():
             slots[self._slots[name]] = array
-        for node, forward, read, attributes, output, dead in self._program:
+        for node, forward, read, output, dead in self._program:
             if observer is None:
-                slots[output] = forward(*read(slots), **attributes)
+                slots[output] = forward(*read(slots))
             else:
                 started = time.perf_counter_ns()
-                slots[output] = value = forward(*read(slots), **attributes)
+                slots[output] = value = forward(*read(slots))
                 observer(node, value, time.perf_counter_ns() - started)
             for i in dead:
                 slots[i] = None

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
+from mlperf_opt.extras import require_installed
 from mlperf_opt.graph import LENGTHS, Graph, Node, split_name
 from mlperf_opt.measure import cpu_flags
-from mlperf_opt.onnx_export import export, input_name, require_installed
+from mlperf_opt.onnx_export import export, input_name
 from mlperf_opt.runtimes.base import Observer, Runtime
 from mlperf_opt.runtimes.session import StateSession, check_limits, check_tokens, zero_state
 

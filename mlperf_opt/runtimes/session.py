@@ -20,12 +20,17 @@ class StateSession:
     """Implements `Session` over one function of a runtime.
 
     ``run(tokens (N, T), lengths (N,), state) -> (logits (N, T, V), next state)`` may reuse the buffers of ``state``.
-    A runtime that keeps its caches in another layout gives the fresh ``state``.
+    A runtime that keeps its caches in another layout gives the fresh ``state``, for `places` tokens.
+
+    With a window the caches are rings of sinks + window places. What would overwrite a place that an earlier token of the
+    same call still needs goes in by itself: one call with tokens up to where the ring is full, then one for each token.
     """
 
     def __init__(self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None) -> None:
         check_limits(graph, batch, max_length)
-        self._state = zero_state(graph, batch, max_length) if state is None else state
+        self._window = graph.window
+        self._places = places(graph, max_length)
+        self._state = zero_state(graph, batch, self._places) if state is None else state
         self._max_length = max_length
         self._batch = batch
         self._run = run
@@ -69,6 +74,9 @@ class StateSession:
         for row, (want, have) in enumerate(zip(wanted.tolist(), position.tolist(), strict=True)):
             if not 0 <= want <= have:
                 raise SessionError(f"row {row}: can't truncate to {want} tokens; it holds {have}")
+            if self._window and have > self._places and self._window[0] < want < have:
+                expected = f"0 to {self._window[0]}, the sinks, or all {have}"
+                raise SessionError(f"row {row}: what {want} tokens would see has left the window; expected {expected}")
         # What lies behind a position is never read, so moving the position is all there is to do.
         self._state[POSITION] = wanted.copy()
 
@@ -82,8 +90,22 @@ class StateSession:
             row = int(after.argmax())
             held = f"row {row} holds {position[row]} of {self._max_length} tokens"
             raise SessionError(f"the cache is full: {held}, {lengths[row]} more don't fit")
+        if self._window and tokens.shape[1] > 1 and max(after.tolist()) > self._places:
+            return self._in_pieces(tokens, lengths)
         logits, self._state = self._run(tokens, lengths, self._state)
         return logits
+
+    def _in_pieces(self, tokens: Array, lengths: Array) -> Array:
+        """`_run`, as many tokens at a time as no row's ring loses one for that a token of the same piece still sees."""
+        done, pieces = 0, []
+        while done < tokens.shape[1]:
+            room = self._places - int(self._state[POSITION].max())
+            size = max(1, min(room, tokens.shape[1] - done))
+            counts = np.clip(lengths - done, 0, size)
+            logits, self._state = self._run(tokens[:, done : done + size], counts, self._state)
+            pieces.append(logits)
+            done += size
+        return np.concatenate(pieces, axis=1)
 
 
 def check_tokens(graph: Graph, tokens: Array) -> None:
@@ -98,9 +120,14 @@ def check_tokens(graph: Graph, tokens: Array) -> None:
         raise GraphError(f"positions: {tokens.shape[1]} tokens, but the model knows {graph.context} places")
 
 
-def zero_state(graph: Graph, batch: int, max_length: int) -> dict[str, Array]:
-    """Return the state of ``batch`` rows that hold nothing yet, with room for ``max_length`` tokens each."""
-    dims = {"N": batch, "L": max_length}
+def places(graph: Graph, max_length: int) -> int:
+    """Return how many tokens a cache keeps at once, for rows of ``max_length``."""
+    return max_length if graph.window is None else min(max_length, sum(graph.window))
+
+
+def zero_state(graph: Graph, batch: int, places: int) -> dict[str, Array]:
+    """Return the state of ``batch`` rows that hold nothing yet, with room for ``places`` tokens each."""
+    dims = {"N": batch, "L": places}
     specs = {state.name: state.spec.bound(dims) for state in graph.state}
     return {name: np.zeros(tuple(map(int, spec.shape)), spec.dtype) for name, spec in specs.items()}
 
@@ -111,7 +138,7 @@ def check_limits(graph: Graph, batch: int, max_length: int) -> None:
         raise SessionError(f"{graph.name} has no cache to start a session with: add kv_cache to the passes")
     if batch < 1:
         raise SessionError(f"a batch of {batch}: expected at least 1")
-    context = graph.context
+    context = graph.limit
     if max_length < 1 or (context is not None and max_length > context):
         expected = "at least 1" if context is None else f"1 to {context}, the context of {graph.name}"
         raise SessionError(f"max_length={max_length}: expected {expected}")

@@ -11,6 +11,7 @@ BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 _environment = dict(os.environ)
+import context  # noqa: E402
 import decode  # noqa: E402
 import roofline  # noqa: E402
 import side_by_side  # noqa: E402
@@ -18,4 +19,4 @@ import side_by_side  # noqa: E402
 os.environ.clear()
 os.environ.update(_environment)
 
-__all__ = ["BENCHMARKS", "decode", "roofline", "side_by_side"]
+__all__ = ["BENCHMARKS", "context", "decode", "roofline", "side_by_side"]

@@ -5,11 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from benchmark_scripts import BENCHMARKS, roofline, side_by_side
+from benchmark_scripts import BENCHMARKS, context, roofline, side_by_side
 from targets import Target, figure, target_grid
 from windows import compare, summarize
 
-NAMES = ("side_by_side", "roofline", "decode")
+NAMES = ("side_by_side", "roofline", "decode", "context")
 
 
 class Clock:
@@ -102,6 +102,37 @@ def test_the_table_has_a_row_for_each_model_and_batch_and_a_column_for_each_pair
     assert grid.rows[2] == ("SimpleCNN", "1", "10", "-", "-", "0.50±0.00")
 
 
+def test_the_promises_of_the_cache_are_compared_with_its_own_runtime():
+    times = {"numpy, no cache": 0.1, "numpy, cache": 300e-6, "compiled, no cache": 0.04, "compiled, cache": 300e-6}
+    steps = {name: {c: [seconds] for c in context.CONTEXTS} for name, seconds in times.items()}
+    steps["compiled, int8 cache"] = {**steps["compiled, cache"], 1024: [200e-6]}
+    steps["compiled, window"] = {**steps["compiled, cache"], 1024: [400e-6]}
+    whole = {"numpy, no cache": [1.3], "numpy, cache": [0.1], "compiled, no cache": [0.3], "compiled, cache": [0.04]}
+    targets = context.checks(
+        steps, whole, {"prefill": [1.0], "steps": [8.0]}, {"compiled, cache": 400, "compiled, int8 cache": 110}
+    )
+    found = [(figure(target.measured), target.verdict) for target in targets]
+    assert found == [
+        ("13.0x", "met"),  # 1.3 / 0.1
+        ("7.50x", "missed"),
+        ("333x", "met"),  # 100 ms / 300 us
+        ("133x", "met"),
+        ("3.63x", "met"),  # 400 / 110 bytes
+        ("1.00x", "met"),
+        ("1.50x", "met"),
+        ("8.00x", "met"),
+        ("0.75x", "missed"),  # the window took 400 us at 1,024 and 300 at 256
+    ]
+
+
+def test_kept_times_are_drawn_one_curve_a_subject(tmp_path):
+    source, image = tmp_path / "times.csv", tmp_path / "times.svg"
+    source.write_text('subject,context,token_us\n"numpy, cache",32,1\ntorch,64,2.5\n')
+    context.draw(source, image)
+    drawn = image.read_text()
+    assert drawn.count("<!-- numpy, cache -->") == 1 and drawn.count("<!-- torch -->") == 1
+
+
 def test_roofline_looks_its_promises_up_by_the_names_that_it_gives():
     kernels = [{"kernel": "int8 by vpdpbusd 1024x1024, batch 64", "ratio": 0.9}]
     ratios = [{"what": "int8 against fp32, 1024x1024, batch 1", "ratio": 2.0}]
@@ -118,6 +149,10 @@ def test_roofline_looks_its_promises_up_by_the_names_that_it_gives():
         ("roofline", ["--seconds", "0"], "roofline.py: argument --seconds: 0: expected a number above 0"),
         ("roofline", ["--json", "no/such/folder"], "roofline.py: argument --json: no/such/folder: no file can be written"),
         ("decode", ["--tokens", "8"], "decode.py: --tokens 8: expected more than 8"),
+        ("context", ["--draw", "none.csv"], "context.py: argument --draw: expected 2 arguments"),
+        ("context", ["--draw", "none.csv", "a.svg"], "context.py: none.csv: no such file"),
+        ("context", ["--draw", __file__, "a.nothing"], "context.py: a.nothing: expected an image as .svg, .png or .pdf"),
+        ("context", ["--csv", "no/such/folder"], "context.py: argument --csv: no/such/folder: no file can be written"),
         ("decode", ["--token", "8"], "decode.py: unrecognized arguments"),
     ],
 )

@@ -11,6 +11,7 @@ TINY = {
     "side_by_side": ["--models", "mlp", "--batches", "1", "--peers", "ours,onnxruntime", "--threads", "1"],
     "roofline": ["--short"],
     "decode": ["--tokens", "16"],
+    "context": [],
 }
 
 

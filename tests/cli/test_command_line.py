@@ -1,30 +1,12 @@
 """The command line as a user meets it: every mistake is one line, exit 2, and nothing is written."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from cli_process import ROOT, environment, run
 
-ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.cli
-
-
-def run(arguments, folder, **environment):
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    env.pop("MLPERF_OPT_DATA", None)
-    command = [sys.executable, "-m", "mlperf_opt", *arguments]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
-
-
-def assert_refused(result, folder, text):
-    assert result.returncode == 2, result.stderr
-    assert result.stdout == ""
-    lines = result.stderr.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: "), result.stderr
-    assert text in lines[0]
-    assert not (folder / "outputs").exists() and not (folder / "multirun").exists()
 
 
 MISTAKES = [
@@ -66,8 +48,17 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("arguments, text", MISTAKES, ids=[" ".join(a) for a, _ in MISTAKES])
-def test_a_mistake_is_one_line(arguments, text, tmp_path):
-    assert_refused(run(arguments, tmp_path), tmp_path, text)
+def test_a_mistake_is_one_line(arguments, text, assert_refused):
+    assert_refused(arguments, text)
+
+
+@pytest.mark.parametrize("arguments, text", [MISTAKES[0], MISTAKES[11], MISTAKES[25]])
+def test_a_process_ends_as_the_function_does(arguments, text, tmp_path):
+    """The other tests here call it: what the interpreter adds is the exit status, and nothing on either stream."""
+    result = run(tmp_path, *arguments)
+    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith("error: ") and text in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -81,29 +72,27 @@ def test_a_mistake_is_one_line(arguments, text, tmp_path):
         ("stages: {}", "has no place in a pipeline"),
     ],
 )
-def test_a_pipeline_is_data(content, text, tmp_path):
+def test_a_pipeline_is_data(content, text, assert_refused, tmp_path):
     (tmp_path / "own" / "pipelines").mkdir(parents=True)
     (tmp_path / "own" / "pipelines" / "mine.yaml").write_text(content)
-    assert_refused(run(["--config-dir", "own", "pipeline=mine"], tmp_path), tmp_path, text)
+    assert_refused(["--config-dir", "own", "pipeline=mine"], text)
 
 
-def test_a_damaged_model_file_is_refused(tmp_path):
+def test_a_damaged_model_file_is_refused(assert_refused, tmp_path):
     whole = (ROOT / "models" / "mlp" / "weights.safetensors").read_bytes()
     for name, data in {"short": whole[:-100], "flipped": whole[:-1] + bytes([whole[-1] ^ 1]), "junk": b"junk"}.items():
         (tmp_path / name).write_bytes(data)
-        assert_refused(run([f"model.weights={name}"], tmp_path), tmp_path, name)
+        assert_refused([f"model.weights={name}"], name)
 
 
-def test_weights_of_another_network_are_refused(tmp_path):
+def test_weights_of_another_network_are_refused(assert_refused):
     path = ROOT / "models" / "mlp" / "weights.safetensors"
-    assert_refused(run(["model=cnn", f"model.weights={path}"], tmp_path), tmp_path, "conv1.weight")
+    assert_refused(["model=cnn", f"model.weights={path}"], "conv1.weight")
 
 
-def test_an_output_folder_that_cannot_be_made_is_one_line(tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_one_line(assert_refused, tmp_path):
     (tmp_path / "outputs").write_text("a file stands in the way")
-    result = run(["passes=[quant]"], tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("error: ")
+    assert_refused(["passes=[quant]"], "outputs")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["passes=[quant,prun]"], ["help"], ["--version"]])
@@ -111,18 +100,17 @@ def test_help_and_misspellings_import_nothing_heavy(arguments, tmp_path):
     """What makes them fast, told without a clock."""
     code = (
         "import sys; from mlperf_opt import cli; status = cli.main(sys.argv[1:]);"
-        "heavy = {'numpy', 'hydra', 'pandas', 'rich', 'omegaconf', 'numba', 'onnx', 'onnxruntime'};"
+        "heavy = {'numpy', 'hydra', 'pandas', 'rich', 'omegaconf', 'matplotlib', 'numba', 'onnx', 'onnxruntime'};"
         "print(status, sorted(heavy & set(sys.modules)))"
     )
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", code, *arguments]
-    result = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True)
+    result = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.strip().splitlines()[-1] in ("0 []", "2 []")
 
 
-def test_help_names_every_pass_and_command(tmp_path):
-    result = run(["--help"], tmp_path)
-    assert result.returncode == 0
+def test_help_names_every_pass_and_command(say):
+    status, shown, _ = say("--help")
+    assert status == 0
     for word in (
         "profile",
         "quant",
@@ -133,13 +121,14 @@ def test_help_names_every_pass_and_command(tmp_path):
         "train",
         "export",
         "compare",
+        "plot",
         "transformer",
     ):
-        assert word in result.stdout
-    assert max(map(len, result.stdout.splitlines())) <= 100
+        assert word in shown
+    assert max(map(len, shown.splitlines())) <= 100
 
 
-def test_help_of_a_pass_is_its_docstring_and_defaults(tmp_path):
-    result = run(["help", "prune"], tmp_path)
-    assert result.returncode == 0
-    assert "magnitude pruning" in result.stdout and "sparsity: 0.5" in result.stdout
+def test_help_of_a_pass_is_its_docstring_and_defaults(say):
+    status, shown, _ = say("help", "prune")
+    assert status == 0
+    assert "magnitude pruning" in shown and "sparsity: 0.5" in shown

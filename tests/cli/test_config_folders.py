@@ -101,7 +101,10 @@ def test_a_model_of_ones_own_needs_weights(assert_refused, say, tmp_path):
     write(tmp_path, {"own/model/mine.yaml": "defaults: [mlp, _self_]\nname: mine\n"})
     assert_refused(["--config-dir", "own", "model=mine"], "model=mine ships no trained weights")
     assert_refused(["--config-dir", "own", "model=min"], "did you mean 'mine'")
-    assert_refused(["train", "--config-dir", "own", "model=mine"], "train=mine: no such train")
+    assert_refused(
+        ["train", "--config-dir", "own", "model=mine"],
+        "model=mine has no recipe to train it: add train/mine.yaml to your --config-dir, or choose train=NAME (one of: cnn,",
+    )
     words = ["--config-dir", "own", "model=mine", f"model.weights={MLP}", "passes=[prune]", "hydra.run.dir=run", *FAST]
     assert say(*words).status == 0
     rows = pd.read_csv(tmp_path / "run" / "metrics.csv")

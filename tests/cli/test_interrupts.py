@@ -59,7 +59,7 @@ def test_a_sweep_keeps_its_finished_jobs(tmp_path):
 
 def test_training_resumes_to_the_same_weights(tmp_path):
     """A checkpoint after each epoch instead of each few seconds, or the test would take long."""
-    settings = ["model=mlp", "train.epochs=300"]
+    settings = ["model=mlp", "train.epochs=100"]
     code = "import sys; from mlperf_opt import cli; from mlperf_opt.commands import train; train._CHECKPOINT_SECONDS = 0;"
     words = [sys.executable, "-c", f"{code} sys.exit(cli.main(sys.argv[1:]))", "train", *settings, "save=a/w.safetensors"]
     checkpoint = tmp_path / "a" / "w.checkpoint"

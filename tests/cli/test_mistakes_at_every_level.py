@@ -172,6 +172,16 @@ MISTAKES = {
     "-m hydra/sweeper=other seed=1,2": "no such hydra/sweeper",
     "-m hydra.sweeper.max_batch_size=0 seed=1": "chosen by hydra/sweeper=NAME",
     "-m +hydra.launcher.n_jobs=2": "chosen by hydra/launcher=NAME",
+    # passes that a network doesn't suit
+    "passes=cluster passes.cluster.bits=9": "passes.cluster.bits=9: expected 2 to 8",
+    "passes=cluster passes.cluster.layers={fc3:4}": "cluster: layers=fc3: no such weight or node; did you mean 'fc2'?",
+    "passes=prune passes.prune.structure=n:m passes.prune.m=5": "fc1.weight has 64 inputs, which m=5 does not divide",
+    "passes=prune passes.prune.structure=n:m passes.prune.n=4": "passes.prune.n=4: expected 1 to less than m=4",
+    "passes=prune passes.prune.sparsity=1.0": "passes.prune.sparsity=1.0: expected 0 to less than 1",
+    "passes=prune passes.prune.sparsity=0.9999": "leaves none of the 2,368 weights of fc1.weight, fc2.weight",
+    "passes=prune passes.prune.sparsity=0.999 passes.prune.scope=layer": "leaves none of the 320 weights of fc2.weight",
+    "passes=lowrank passes.lowrank.rank=30": "fc1 (32 x 64) has 2,048 weights, at rank=30 its factors have 2,880",
+    "passes=lowrank passes.lowrank.energy=1.0": "at energy=1.0 no layer of mlp has factors smaller than itself",
     # the other commands
     "train -m model=mlp,cnn": "without -m",
     "train model=foo": "no such model",
@@ -190,9 +200,19 @@ MISTAKES = {
     "train model=mlp data=reverse": "but data=reverse gives",
     "train model.weights=nowhere": "cannot read nowhere",
     "compare": "expected two",
-    "compare a": "expected two",
-    "compare a b c": "unrecognized arguments: c",
+    "compare a": "expected two or more",
+    "compare a b c": "no such file or folder: 'a'",
+    "compare a b --fail": "unrecognized arguments: --fail",
     "compare a b --fail-on": "--fail-on",
+    "plot": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot save=a.svg": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a save=a.svg save=b.svg": "plot: expected plot A [B ...] save=FILE.svg",
+    "plot a -m save=a.svg": "plot: -m: no such flag",
+    "plot a save=a.pdf": "save=a.pdf: expected the path of a file that ends in .svg or .png",
+    "plot a save=": "save=: expected a path",
+    "plot a save=a.svg": "no such file or folder: 'a'",
+    "help plto": "did you mean 'plot'",
 }
 
 
@@ -201,6 +221,17 @@ MISTAKES = {
 def test_a_mistake_is_one_line_and_leaves_nothing(line, assert_refused):
     words = ["a b=1"] if line == "a b=1" else line.split()
     assert_refused(words, MISTAKES[line])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    "words", [["export", "model=mlp"], ["train", "model=mlp"], ["plot", "run"]], ids=lambda words: words[0]
+)
+def test_where_nothing_can_be_written_no_work_is_done(words, assert_refused, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    ending = {"export": "onnx", "train": "safetensors", "plot": "svg"}[words[0]]
+    for place in ("taken", "taken/deeper"):
+        assert_refused([*words, f"save={place}/x.{ending}"], f"save={place}/x.{ending}: taken is a file, expected a folder")
 
 
 LONG = "a" * 5000
@@ -218,7 +249,7 @@ LONG = "a" * 5000
 )
 def test_a_word_of_thousands_of_letters_is_shortened(words, assert_refused, say):
     assert_refused(words, "..." + "a" * 20)
-    assert len(say(*words).err) < 500
+    assert len(say(*words).err) < 600
 
 
 @pytest.mark.integration
@@ -232,9 +263,23 @@ def test_the_first_word_decides_what_is_explained(say):
     assert say("help", "train").out == say("train", "--help").out
     assert say("help", "compare").out == say("compare", "a", "b", "--help").out
     assert "quality_delta<-0.01" in say("help", "compare").out
+    assert "save=FILE.svg" in say("plot", "--help").out
+    both = say("help", "export").out  # a command and a pass
+    assert both.startswith("mlperf-opt export: ") and "\n\npasses=[export]\n\nWrite the model as" in both
     for words in (["--help"], ["help"], ["help", "help"], [], ["passes=[quant,prun]", "-h"], ["modle=x", "--help"]):
         answer = say(*words)
         assert answer.status == 0 and answer.out.startswith("usage: mlperf-opt"), words
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("group", ["model", "data", "passes", "pipeline", "runtime", "measure"])
+def test_a_group_is_explained_by_what_it_offers(say, group):
+    """The same lines as in the overview, and only those."""
+    overview, answer = say("--help").out.splitlines(), say("help", group)
+    lines = answer.out.splitlines()
+    assert answer.status == 0 and len(lines) >= 3
+    start = overview.index(lines[0])
+    assert overview[start : start + len(lines) + 1] == [*lines, ""]
 
 
 @pytest.mark.integration

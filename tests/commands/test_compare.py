@@ -99,15 +99,15 @@ def test_help_is_printed():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected two run folders"),
-        (["a"], "expected two run folders"),
-        (["a", "b", "c"], "compare: unrecognized arguments: c"),
+        ([], "expected two or more run folders"),
+        (["a"], "expected two or more run folders"),
+        (["a", "b", "c"], "no such file or folder: 'c'"),
         (["a", "b", "--fail"], "compare: unrecognized arguments: --fail"),
         (["a", "b", "--fail-on"], "compare: argument --fail-on: expected one argument"),
-        (["a", "no"], "compare: no such file or folder: 'no'"),
-        (["a", ""], "compare: no such file or folder: ''"),
-        (["a", "empty"], r"compare: empty has no metrics.csv \(a run\) and no summary.csv \(a sweep\)"),
-        (["a", "hollow"], "compare: hollow is a sweep without a job that has a metrics.csv"),
+        (["a", "no"], "no such file or folder: 'no'"),
+        (["a", ""], "no such file or folder: ''"),
+        (["a", "empty"], r"empty has no metrics.csv \(a run\) and no summary.csv \(a sweep\)"),
+        (["a", "hollow"], "hollow is a sweep without a job that has a metrics.csv"),
         (["a", "note.txt"], "note.txt: not a metrics.csv of mlperf_opt"),
         (["a", "b", "--fail-on", "qualty_delta<0"], "did you mean 'quality_delta'"),
     ],
@@ -121,3 +121,21 @@ def test_mistakes_are_one_line(runs, monkeypatch, arguments, message):
     with pytest.raises(ConfigError, match=message) as caught:
         run(*arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_more_than_two_stand_side_by_side_and_a_gate_holds_each_against_the_first(runs):
+    (runs / "c").mkdir()
+    write_metrics(runs / "c" / "metrics.csv", [record("baseline"), record("quant", step=1, weights_bytes=1200)])
+    code, shown = run(runs / "a", runs / "b", runs / "c", "--fail-on", "weights_bytes_ratio<0.2")
+    assert code == 1 and "--fail-on weights_bytes_ratio<0.2: c: mlp/digits quant: weights_bytes_ratio = 0.124" in shown
+    rows = [line.split()[:4] for line in shown.splitlines()]
+    assert rows[2:5] == [[name, "1", "quant", error] for name, error in (("a", "0.0500"), ("b", "0.2500"), ("c", "0.0500"))]
+    assert "verdict" not in shown, "step by step are two"
+    assert run(runs / "a", runs / "b", runs / "c")[0] == 0
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(runs):
+    shutil.copytree(runs / "b", runs / "other" / "b")
+    _, shown = run(runs / "b", runs / "other" / "b" / "metrics.csv", runs / "b")
+    names = [line.split()[0] for line in shown.splitlines()[2:5]]
+    assert names == [f"{runs.name}/b", "other/b", f"{runs.name}/b"]

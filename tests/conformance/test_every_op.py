@@ -13,11 +13,11 @@ from mlperf_opt.runtimes import ONNX
 
 _RNG = np.random.default_rng(7)
 NO_ONNX = set()  # every op has an ONNX form
-NO_GRADIENT = {"cache_write", "cached_attention", "advance", "row_scale", "row_zero"}
+NO_GRADIENT = {"head_scale", "cache_write", "cached_attention", "advance", "row_scale", "row_zero"}
 STRAIGHT_THROUGH = {"quantize", "dequantize", "qlinear", "qconv2d", "qembedding"}
 # The arguments that carry the batch on their first axis.
 BATCHED = {"x", "y", "q", "k", "v", "tokens", "offset", "logits", "targets", "codes", "x_scale", "x_zero"}
-BATCHED |= {"cache", "new", "position", "lengths", "keys", "values", "zero"}
+BATCHED |= {"cache", "new", "position", "lengths", "keys", "values", "zero", "value_scale", "q_sinks"}
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,8 @@ def _zero(value, *shape):
 
 
 def _case(op, *arrays, **attributes):
-    return Example(op, arrays, attributes)
+    """Optional arguments at the end may be left out."""
+    return Example(op, (*arrays, *[None] * (len(OPS[op].arguments) - len(arrays))), attributes)
 
 
 _GRID, _OUT = (_scale(), _zero(100)), (np.float32(0.5).reshape(()), _zero(37))
@@ -100,22 +101,15 @@ EXAMPLES = [
     _case("learned_positions", _f(2, 3, 1), _f(4, 1), np.array([3, 1])),
     _case("sinusoidal_positions", _f(2, 3, 5), None, context=3),
     _case("sinusoidal_positions", _f(2, 3, 4), np.array([4, 0]), context=8),
-    _case("rotary", _f(2, 3, 8), None, width=4, context=5),
-    _case("rotary", _f(2, 3, 6), np.array([4, 0]), width=6, context=9),
-    _case("rotary", _f(1, 1, 4), np.array([3]), width=2, context=4),
     _case("layer_norm", _f(3, 5), _f(5), _f(5), eps=1e-5),
     _case("layer_norm", _f(2, 3, 8) * 3 + 1, _f(8), _f(8), eps=1e-3),
     _case("attention", _f(2, 5, 6), _f(2, 5, 6), _f(2, 5, 6), heads=2, causal=True),
     _case("attention", _f(1, 4, 3), _f(1, 4, 3), _f(1, 4, 3), heads=3, causal=False),
     _case("attention", _f(3, 1, 4), _f(3, 1, 4), _f(3, 1, 4), heads=1, causal=True),
-    _case("attention", _f(2, 5, 8), _f(2, 5, 4), _f(2, 5, 4), heads=4, causal=True),
-    _case("attention", _f(2, 3, 6), _f(2, 3, 2), _f(2, 3, 2), heads=3, causal=False),
-    _case("attention", _f(1, 70, 4), _f(1, 70, 2), _f(1, 70, 2), heads=2, causal=True),
     _case("cache_write", _f(2, 3, 7, 2), _f(2, 1, 6), np.array([4, 0]), np.array([1, 1])),
     _case("cache_write", _f(2, 1, 5, 4), _f(2, 3, 4), np.array([0, 2]), np.array([2, 3])),
     _case("cached_attention", _f(2, 1, 6), _f(2, 3, 7, 2), _f(2, 3, 7, 2), np.array([6, 1]), heads=3),
     _case("cached_attention", _f(1, 3, 4), _f(1, 1, 5, 4), _f(1, 1, 5, 4), np.array([2]), heads=1),
-    _case("cached_attention", _f(2, 2, 8), _f(2, 2, 7, 2), _f(2, 2, 7, 2), np.array([4, 1]), heads=4),
     _case("advance", np.array([0, 3, 9]), np.array([1, 1, 2])),
     _case("advance", np.array([5]), np.array([4])),
     _case("cross_entropy", _f(4, 3), _i(3, 4)),
@@ -177,6 +171,33 @@ EXAMPLES = [
     _case("qembedding", _i(6, 2, 3), _s8(6, 4), _scale(6)),
     _case("qembedding", _i(5, 4), _s8(5, 3), _scale()),
 ]
+_CODED = (_f(2, 2, 8), _s8(2, 2, 7, 2), _s8(2, 2, 7, 2))
+_HALVES = (_f(2, 2, 4), *(_f(2, 2, 7, 2).astype(np.float16) for _ in range(2)))
+_WIDE, _LONG = (_f(2, 1, 6), _f(2, 3, 7, 2), _f(2, 3, 7, 2)), (_f(2, 4, 3), _f(2, 1, 9, 3), _f(2, 1, 9, 3))
+EXAMPLES += [
+    _case("rotary", _f(2, 3, 8), None, width=4, context=5),
+    _case("rotary", _f(2, 3, 6), np.array([4, 0]), width=6, context=9),
+    _case("rotary", _f(1, 1, 4), np.array([3]), width=2, context=4),
+    _case("rotary", _f(2, 3, 4), np.array([90_000, 2]), width=4, context=6),
+    _case("rotary", _f(2, 3, 4), np.array([3, 0]), width=4, context=6, reach=4),
+    _case("attention", _f(2, 5, 8), _f(2, 5, 4), _f(2, 5, 4), heads=4, causal=True),
+    _case("attention", _f(2, 3, 6), _f(2, 3, 2), _f(2, 3, 2), heads=3, causal=False),
+    _case("attention", _f(1, 70, 4), _f(1, 70, 2), _f(1, 70, 2), heads=2, causal=True),
+    _case("cached_attention", _f(2, 2, 8), _f(2, 2, 7, 2), _f(2, 2, 7, 2), np.array([4, 1]), heads=4),
+    _case("head_scale", _f(2, 3, 6), heads=2),
+    _case("head_scale", np.zeros((1, 1, 4), np.float32), heads=1),
+    # in float16; on a scale for each channel, and for each vector; round behind the sinks
+    _case("cache_write", _f(2, 3, 7, 2).astype(np.float16), _f(2, 1, 6) * 9e4, np.array([4, 0]), np.array([1, 1])),
+    _case("cache_write", _s8(2, 3, 7, 2), _f(2, 2, 6), np.array([4, 0]), np.array([2, 1]), _scale(3, 2)),
+    _case("cache_write", _s8(2, 3, 7, 2), _f(2, 2, 6), np.array([4, 0]), np.array([2, 1]), _scale(2, 2, 3)),
+    _case("cache_write", _f(3, 2, 5, 2), _f(3, 1, 4), np.array([5, 11, 3]), np.array([1, 1, 1]), None, sinks=2, window=3),
+    _case("cache_write", _f(2, 1, 4, 3), _f(2, 2, 3), np.array([2, 6]), np.array([2, 2]), None, sinks=0, window=4),
+    _case("cached_attention", *_CODED, np.array([4, 1]), _scale(2, 2), _scale(2, 2, 7, 1), None, heads=4),
+    _case("cached_attention", *_HALVES, np.array([4, 1]), None, None, None, heads=2),
+    _case("cached_attention", *_WIDE, np.array([6, 1]), None, None, _f(2, 1, 6), heads=3, sinks=2, window=3),
+    _case("cached_attention", *_WIDE, np.array([17, 9]), None, None, _f(2, 1, 6), heads=3, sinks=3, window=4),
+    _case("cached_attention", *_LONG, np.array([0, 3]), None, None, None, heads=1, sinks=1, window=2),
+]
 each_example = pytest.mark.parametrize("example", EXAMPLES, ids=str)
 
 
@@ -205,7 +226,7 @@ def test_declared_fields_fit_the_arguments(op):
 def _spec(array, name, batch):
     if array is None:
         return None
-    per_row = name in BATCHED or (name == "scale" and array.ndim > 1)
+    per_row = name in BATCHED or (name == "scale" and array.ndim > 2)
     shape = (batch, *array.shape[1:]) if batch and per_row and array.ndim else array.shape
     return Spec(shape, str(array.dtype))
 
@@ -414,7 +435,7 @@ def _single(example, batch):
     for name, array in zip(example.names, example.arrays, strict=True):
         if array is None:
             names.append("")
-        elif array.ndim and (name in BATCHED or (name == "scale" and array.ndim > 1)):
+        elif array.ndim and (name in BATCHED or (name == "scale" and array.ndim > 2)):
             inputs[name] = _spec(array, name, batch)
             names.append(name)
         else:

@@ -61,11 +61,13 @@ def test_a_command_of_a_document_is_taken(name, folder, monkeypatch, capsys):
     """Composed and checked whole, but not run: the other tests here run the jobs."""
     monkeypatch.chdir(folder)
     words = COMMANDS[name]
-    shows = words[0] not in ("compare", "help")
+    shows = words[0] not in ("compare", "plot", "help")
     assert cli.main([*words, *(["--cfg", "job"] if shows else [])]) == 0
     out = capsys.readouterr().out
     if shows:
         assert all(job["model"]["name"] and "seed" in job for job in yaml.safe_load_all(out))
+    if words[0] == "plot":
+        (folder / words[-1].removeprefix("save=")).unlink()
     assert [path.name for path in folder.iterdir()] == ["run"]
 
 

@@ -11,9 +11,9 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(scope="module", params=["lenet300", "lenet5"])
 def run(request, mnist_root, tmp_path_factory):
-    """The name of a model and the rows of its main job, which took 50 ms of timing a step."""
+    """The name of a model and the rows of its main job, which took 10 ms of timing a step."""
     folder = tmp_path_factory.mktemp("run")
-    words = [f"model={request.param}", "passes=[prune,quant]", f"data.root={mnist_root}", "measure.seconds=0.05"]
+    words = [f"model={request.param}", "passes=[prune,quant]", f"data.root={mnist_root}", "measure.seconds=0.01"]
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="raise", under="ignore"):
         patch.chdir(folder)
         assert cli.main(words) == 0

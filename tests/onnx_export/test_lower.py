@@ -8,8 +8,9 @@ import onnxruntime
 import pytest
 
 from mlperf_opt.errors import ConfigError, GraphError
+from mlperf_opt.extras import require_installed
 from mlperf_opt.graph import Affine, Graph, GraphBuilder, Node, State, Weight
-from mlperf_opt.onnx_export import export, input_name, output_name, require_installed
+from mlperf_opt.onnx_export import export, input_name, output_name
 from mlperf_opt.onnx_export.lower import lower
 from mlperf_opt.ops import OPS, Spec
 from mlperf_opt.ops.onnx_form import node
@@ -169,7 +170,7 @@ def test_what_the_checker_refuses_is_one_line(monkeypatch):
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     require_installed("export", "onnx", "onnxruntime")
-    monkeypatch.setattr("mlperf_opt.onnx_export.installed.is_installed", lambda name: name != "onnxruntime")
+    monkeypatch.setattr("mlperf_opt.extras.is_installed", lambda name: name != "onnxruntime")
     require_installed("export", "onnx")
     with pytest.raises(ConfigError, match=r"^export needs onnxruntime: pip install 'mlperf-opt\[onnx\]'$"):
         require_installed("export", "onnx", "onnxruntime")

@@ -15,12 +15,33 @@ def _f(rng, *shape):
     return rng.normal(size=shape).astype(np.float32)
 
 
-@pytest.mark.parametrize("shape, outputs", [((5,), 3), ((4, 1), 2), ((2, 3, 7), 1), ((1, 64), 10)])
+@pytest.mark.parametrize("shape, outputs", [((5,), 3), ((4, 1), 2), ((2, 3, 7), 1), ((1, 64), 10), ((1, 1, 6), 4)])
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_linear_is_a_sum_of_products(rng, shape, outputs, with_bias):
     x, weight = _f(rng, *shape), _f(rng, outputs, shape[-1])
     bias = _f(rng, outputs) if with_bias else None
     np.testing.assert_allclose(OPS["linear"].forward(x, weight, bias), oracle.linear(x, weight, bias), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (1, 0, 4), (5, 0), (1, 0)])
+def test_linear_of_nothing(shape):
+    """No rows give no rows; rows of no values are the bias."""
+    bias = np.array([1, 2, 3], np.float32)
+    found = OPS["linear"].forward(np.zeros(shape, np.float32), np.ones((3, shape[-1]), np.float32), bias)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.broadcast_to(bias, (*shape[:-1], 3)))
+
+
+@pytest.mark.parametrize("op, others", [("linear", [(6, 9), (6,)]), ("layer_norm", [(9,), (9,)])])
+def test_a_row_alone_is_the_row_among_others(rng, op, others):
+    """A decode step goes another way than a prefill; it must not matter which."""
+    x, parts = _f(rng, 4, 9), [_f(rng, *shape) for shape in others]
+    settings = {"eps": 1e-5} if op == "layer_norm" else {}
+    together = OPS[op].forward(x, *parts, **settings)
+    for axes in ((9,), (1, 9), (1, 1, 9)):
+        alone = [OPS[op].forward(row.reshape(axes), *parts, **settings) for row in x]
+        assert {row.shape[:-1] for row in alone} == {axes[:-1]}
+        np.testing.assert_allclose([row.reshape(-1) for row in alone], together, rtol=1e-5, atol=1e-6)
 
 
 CONVOLUTIONS = [
@@ -87,7 +108,9 @@ def test_softmax_is_stable(row, dtype):
     np.testing.assert_allclose(found[0], oracle.softmax(row), rtol=1e-6, atol=1e-30)
 
 
-@pytest.mark.parametrize("shape, offset, spread", [((3, 8), 0, 1), ((2, 3, 5), 100, 3), ((4, 1), 2, 1), ((2, 7), 0, 1e-4)])
+@pytest.mark.parametrize(
+    "shape, offset, spread", [((3, 8), 0, 1), ((2, 3, 5), 100, 3), ((4, 1), 2, 1), ((2, 7), 0, 1e-4), ((1, 1, 5), 100, 3)]
+)
 def test_layer_norm_against_float64(rng, shape, offset, spread):
     x = (_f(rng, *shape) * np.float32(spread) + np.float32(offset)).astype(np.float32)
     gamma, beta = _f(rng, shape[-1]), _f(rng, shape[-1])
@@ -97,11 +120,12 @@ def test_layer_norm_against_float64(rng, shape, offset, spread):
     np.testing.assert_allclose(OPS["layer_norm"].forward(x, gamma, beta, eps=1e-5), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("value", [0.0, 0.25, -7.0])
-def test_layer_norm_of_a_constant_row_is_beta(value):
+def test_layer_norm_of_a_constant_row_is_beta(value, rows):
     beta = np.array([1, -2, 3], np.float32)
-    found = OPS["layer_norm"].forward(np.full((2, 3), value, np.float32), np.ones(3, np.float32), beta, eps=1e-5)
-    np.testing.assert_allclose(found, [beta, beta], atol=1e-4)
+    found = OPS["layer_norm"].forward(np.full((rows, 3), value, np.float32), np.ones(3, np.float32), beta, eps=1e-5)
+    np.testing.assert_allclose(found, [beta] * rows, atol=1e-4)
 
 
 LOGITS = [[1.0, 2.0, 3.0], [1e4, -1e4, 0.0], [-1e4, -1e4, -1e4 + 1], [1e4, 1e4, 1e4]]

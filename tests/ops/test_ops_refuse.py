@@ -25,6 +25,7 @@ def _i64(*shape):
 CONV, POOL, HEADS = {"stride": 1, "padding": 0}, {"size": 2, "stride": 2}, {"heads": 2, "causal": True}
 GRID, W = (_f(), _u8()), _s8(4, 5)
 CACHE = _f("N", 2, "L", 3)
+CODED = _s8("N", 2, "L", 3)
 BROKEN = [
     ("linear", [_f("N", 5), _f(4, 6), None], {}, "last axis of x"),
     ("linear", [_f("N", 5), _f(4, 5, 1), None], {}, r"weight must be \(M, K\)"),
@@ -94,12 +95,26 @@ BROKEN = [
     ("attention", [_f("N", "T", 4)] * 3, {"heads": 2.0, "causal": True}, "heads=2.0"),
     ("attention", [_f("N", "T", "D")] * 3, HEADS, "must divide the width D"),
     ("cache_write", [_f("N", 2, 3), _f("N", "T", 6), _i64("N"), _i64("N")], {}, "cache must be"),
-    ("cache_write", [CACHE, _f("N", "T", 5), _i64("N"), _i64("N")], {}, "differ in batch, width or dtype"),
-    ("cache_write", [CACHE, _f(1, "T", 6), _i64("N"), _i64("N")], {}, "differ in batch, width or dtype"),
+    ("cache_write", [CACHE, _f("N", "T", 5), _i64("N"), _i64("N")], {}, "differ in batch or width"),
+    ("cache_write", [CACHE, _f(1, "T", 6), _i64("N"), _i64("N")], {}, "differ in batch or width"),
     ("cache_write", [CACHE, _f("N", "T", 6), _i64("N"), _f("N")], {}, "must be int64"),
+    ("cache_write", [CODED, _f("N", "T", 6), _i64("N"), _i64("N")], {}, "goes with a scale into int8"),
+    ("cache_write", [CACHE, _f("N", "T", 6), _i64("N"), _i64("N"), _f(2, 3)], {}, "goes with a scale into int8"),
+    ("cache_write", [CODED, _f("N", "T", 6), _i64("N"), _i64("N"), _f(3, 2)], {}, "one for each channel"),
+    ("cache_write", [CODED, _f("N", "T", 6), _i64("N"), _i64("N"), _f("N", "T", 6)], {}, "or for each vector"),
+    ("cache_write", [CACHE, _f("N", "T", 6), _i64("N"), _i64("N")], {"sinks": 2}, "a window of at least 1"),
+    ("cache_write", [CACHE, _f("N", "T", 6), _i64("N"), _i64("N")], {"sinks": -1, "window": 3}, "sinks=-1"),
+    ("cache_write", [CACHE, _u8("N", "T", 6), _i64("N"), _i64("N")], {}, "new must be floats"),
+    ("head_scale", [_f("N", 6)], {"heads": 2}, r"x must be \(N, T, D\)"),
+    ("head_scale", [_f("N", "T", 6)], {"heads": 4}, "heads=4 must divide"),
+    ("cached_attention", [_f("N", "T", 6), CODED, CODED, _i64("N")], {"heads": 2}, "int8 keys have scales"),
+    ("cached_attention", [_f("N", "T", 6), CODED, CODED, _i64("N"), _f(2, 3)], {"heads": 2}, "scales must be"),
+    ("cached_attention", [_f("N", "T", 6), CACHE, CACHE, _i64("N"), None, None, _f("N", "T", 3)], {"heads": 2}, "q_sinks"),
+    ("cached_attention", [_f("N", "T", 6), CACHE, CACHE, _i64("N")], {"heads": 2, "window": -1}, "window=-1"),
+    ("rotary", [_f("N", "T", 8), None], {"width": 4, "context": 4, "reach": -1}, "reach=-1"),
     ("cache_write", [_f("N", "h", "L", 3), _f("N", "T", 6), _i64("N"), _i64("N")], {}, "must be numbers"),
-    ("cached_attention", [_f("N", "T", 6), CACHE, CACHE, _i64("N")], {"heads": 3}, "differ in batch, width of a head"),
-    ("cached_attention", [_f("N", "T", 8), CACHE, CACHE, _i64("N")], {"heads": 2}, "differ in batch, width of a head"),
+    ("cached_attention", [_f("N", "T", 6), CACHE, CACHE, _i64("N")], {"heads": 3}, "differ in batch or width of a head"),
+    ("cached_attention", [_f("N", "T", 8), CACHE, CACHE, _i64("N")], {"heads": 2}, "differ in batch or width of a head"),
     ("cached_attention", [_f("N", "T", 9), CACHE, CACHE, _i64("N")], {"heads": 3}, "must divide heads=3"),
     ("cached_attention", [_f("N", "T", 6), CACHE, _f("N", 2, 9, 3), _i64("N")], {"heads": 2}, "must be"),
     ("cached_attention", [_f("N", "T", 6), CACHE, CACHE, _i64(1)], {"heads": 2}, "must be int64"),

@@ -25,7 +25,7 @@ def test_returns_the_file_and_says_how_it_agrees(request, model, settings):
     result = run_pass(Export(), graph, data)
     assert result.graph is graph
     assert dict(result.files) == {"onnx": export(graph)}
-    (row,) = result.tables["export"]
+    (row,) = result.tables["check"]
     content = result.files["onnx"]
     places = 16 if model == "transformer" else 1
     assert (

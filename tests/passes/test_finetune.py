@@ -156,8 +156,8 @@ def test_shifts_warmup_and_temperature_reach_the_training(cnn):
 def test_rows_tell_of_each_epoch(mlp):
     lines = []
     result = run_pass(Finetune(epochs=2), *mlp, progress=lines.append)
-    assert [row["epoch"] for row in result.tables["finetune"]] == [1, 2]
-    assert result.tables["finetune"][-1]["calibration"] == pytest.approx(quality(result.graph, mlp[1]))
+    assert [row["epoch"] for row in result.tables["epochs"]] == [1, 2]
+    assert result.tables["epochs"][-1]["calibration"] == pytest.approx(quality(result.graph, mlp[1]))
     assert "calibration" in lines[-1] and "bytes" in lines[-1]
 
 

@@ -28,7 +28,7 @@ def test_says_what_it_fused(mlp, cnn, transformer):
 
 def test_the_profile_shows_it(mlp):
     graph = run_pass(Fuse(), *mlp).graph
-    rows = run_pass(Profile(repeats=2), graph, mlp[1]).tables["profile"]
+    rows = run_pass(Profile(repeats=2), graph, mlp[1]).tables["nodes"]
     assert [(row["node"], row["op"]) for row in rows] == [("flatten", "flatten"), ("fc1", "linear"), ("fc2", "linear")]
 
 

@@ -17,8 +17,8 @@ from mlperf_opt.runtimes import RUNTIMES, RuntimeOptions
 def _rows(graph, data, **settings):
     result = run_pass(Profile(**{"repeats": 3, **settings}), graph, data)
     assert result.graph is graph
-    assert list(result.tables) == ["profile"]
-    return result, {row["node"]: row for row in result.tables["profile"]}
+    assert list(result.tables) == ["nodes"]
+    return result, {row["node"]: row for row in result.tables["nodes"]}
 
 
 def _column(rows, name):
@@ -109,7 +109,7 @@ def test_calls_are_counted(mlp):
     context = type("Context", (), {"data": data, "runtime": type("R", (), {"prepare": lambda self, g: Counting()})()})()
     result = Profile(repeats=15)(graph, context)
     assert calls == ["warm"] * 2 + ["timed"] * 15
-    assert [row["time_us"] for row in result.tables["profile"]] == [1, 2, 3, 4], "the median: one slow run doesn't count"
+    assert [row["time_us"] for row in result.tables["nodes"]] == [1, 2, 3, 4], "the median: one slow run doesn't count"
 
 
 @pytest.mark.parametrize("settings", [{"batch": 0}, {"repeats": 0}, {"batch": -1}])
@@ -122,7 +122,7 @@ def test_impossible_settings_are_refused(settings):
 def test_a_row_says_what_the_runtime_decided(mlp):
     graph, data = mlp
     runtime = RUNTIMES["compiled"].configured(RuntimeOptions(sparse="always"))
-    rows = Profile(repeats=1)(graph, PassContext(data, 0, runtime)).tables["profile"]
+    rows = Profile(repeats=1)(graph, PassContext(data, 0, runtime)).tables["nodes"]
     notes = {row["node"]: row["note"] for row in rows}
     assert [name for name, note in notes.items() if note == "0 % zeros: sparse, as set"] == ["fc1", "fc2"]
     assert not any(note for name, note in notes.items() if name not in ("fc1", "fc2"))

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from pass_graphs import calibration_data, f32, linear_graph, run_pass
 
@@ -25,7 +25,7 @@ def _values(graph, name):
     return graph.weights[f"{name}.weight"].values
 
 
-@pytest.mark.parametrize("sparsity, zeros", [(0, 0), (0.1, 1), (0.25, 2), (0.5, 5), (0.74, 7), (0.76, 8), (0.99, 10)])
+@pytest.mark.parametrize("sparsity, zeros", [(0, 0), (0.1, 1), (0.25, 2), (0.5, 5), (0.74, 7), (0.76, 8), (0.94, 9)])
 @pytest.mark.parametrize("weight", ["spread", "equal", "signs"])
 @pytest.mark.parametrize("scope", ["global", "layer"])
 def test_zeros_are_counted_exactly(sparsity, zeros, weight, scope):
@@ -38,6 +38,7 @@ def test_zeros_are_counted_exactly(sparsity, zeros, weight, scope):
 @settings(deadline=None)
 @given(st.integers(1, 40), st.floats(0, 0.999), st.integers(0, 2**32 - 1))
 def test_the_smallest_magnitudes_go(size, sparsity, seed):
+    assume(math.floor(sparsity * size + 0.5) < size)
     values = np.random.default_rng(seed).integers(-5, 6, (1, size)).astype(np.float32)
     pruned = _values(_pruned(linear_graph((values, None)), sparsity=sparsity), "fc1")
     kept = pruned != 0
@@ -46,6 +47,16 @@ def test_the_smallest_magnitudes_go(size, sparsity, seed):
     np.testing.assert_array_equal(pruned[kept], values[kept])
     if kept.any():
         assert np.abs(values[~kept]).max(initial=0) <= np.abs(values[kept]).min()
+
+
+@pytest.mark.parametrize(
+    "scope, left", [("global", "of the 8 weights of fc1.weight, fc2.weight"), ("layer", "of the 4 weights")]
+)
+def test_a_sparsity_that_leaves_no_weight_is_refused(scope, left):
+    graph = linear_graph((LARGE, None), (SMALL, None))
+    with pytest.raises(PassError, match=f"^prune: sparsity=0.95 leaves none {left}"):
+        Prune(sparsity=0.95, scope=scope).check(graph)
+    Prune(sparsity=0.85, scope=scope).check(graph)
 
 
 def test_half_of_equal_weights_is_half():

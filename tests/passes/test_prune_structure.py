@@ -82,7 +82,7 @@ def test_classes_never_go(rng):
 @pytest.mark.parametrize(
     "network, settings, message",
     [
-        (MLP, {"structure": "neuron", "keep": (3,)}, r"keep=\[3\]: expected 2 numbers, one for each of fc1, fc2"),
+        (MLP, {"structure": "neuron", "keep": (3,)}, r"keep=\[3\]: expected a number for each of fc1, fc2$"),
         (MLP, {"structure": "neuron", "keep": (3, 9)}, r"keep=\[3, 9\]: fc2 has 5 neurons"),
         (MLP, {"structure": "channel"}, "net has no layer whose channels could be removed"),
         (MLP, {"structure": "neuron", "skip": ("fc1", "fc2")}, "net has no layer whose neurons could be removed; the last"),

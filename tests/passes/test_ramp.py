@@ -154,7 +154,7 @@ def test_the_grid_in_the_loop_is_the_grid_of_quant(mlp):
 def test_rows_tell_of_each_epoch(mlp):
     lines = []
     result = run_pass(Prune(sparsity=0.5, **QUICK), *mlp, progress=lines.append)
-    rows = result.tables["prune"]
+    rows = result.tables["epochs"]
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5] and len(lines) == 5
     assert rows[-1]["estimated_bytes"] < rows[0]["estimated_bytes"]
     assert lines[-1].startswith("epoch 5/5 loss ") and "calibration" in lines[-1] and "bytes" in lines[-1]

@@ -14,7 +14,7 @@ from mlperf_opt.passes.sensitivity import BITS, SPARSITIES
 
 def _rows(graph, data, **settings):
     result = run_pass(Profile(repeats=1, sensitivity=True, **settings), graph, data)
-    assert result.graph is graph and list(result.tables) == ["profile", "sensitivity"]
+    assert result.graph is graph and list(result.tables) == ["nodes", "sensitivity"]
     return result.tables["sensitivity"]
 
 
@@ -49,6 +49,6 @@ def test_quantized_weights_are_pruned_only(mlp):
 
 def test_it_is_asked_for_and_looks_at_the_calibration_split_alone(mlp):
     graph, data = mlp
-    assert list(run_pass(Profile(repeats=1), graph, data).tables) == ["profile"]
+    assert list(run_pass(Profile(repeats=1), graph, data).tables) == ["nodes"]
     blind = Dataset(data.name, data.task, Untouchable(), data.calibration, Untouchable())
     np.testing.assert_equal(_rows(graph, blind), _rows(graph, data))

@@ -16,7 +16,7 @@ from mlperf_opt.runtimes import NUMPY, ONNX, OnnxExecutable
 @pytest.fixture
 def missing(monkeypatch):
     """As if the extra were not installed."""
-    monkeypatch.setattr("mlperf_opt.onnx_export.installed.is_installed", lambda _package: False)
+    monkeypatch.setattr("mlperf_opt.extras.is_installed", lambda _package: False)
 
 
 def _table():

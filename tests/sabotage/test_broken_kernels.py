@@ -1,8 +1,11 @@
 """Break the compiled runtime, one piece at a time: the ordinary run compares it with the numpy runtime, and must notice."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from mlperf_opt.ops import OPS
 from mlperf_opt.runtimes.compiled import lowerings, products, sparse_ops
 from mlperf_opt.runtimes.compiled.program import Program
 
@@ -46,6 +49,44 @@ def test_a_wrong_kernel_differs_from_the_numpy_runtime(rows, healthy, monkeypatc
     assert status == 1
     assert (table["status"] == "INVALID").all()
     assert table["reasons"].str.contains("differs from the numpy runtime").all()
+
+
+def _values_for(argument):
+    """Lower cached_attention so that it reads the values in place of an argument."""
+
+    def breaks(monkeypatch):
+        lower = lowerings.LOWERINGS["cached_attention"]
+        place = OPS["cached_attention"].position(argument)
+
+        def broken(program, node):
+            inputs = [node.argument("values") if i == place else name for i, name in enumerate(node.inputs)]
+            lower(program, replace(node, inputs=tuple(inputs)))
+
+        monkeypatch.setitem(lowerings.LOWERINGS, "cached_attention", broken)
+
+    return breaks
+
+
+def _no_scales(monkeypatch):
+    monkeypatch.setitem(lowerings.LOWERINGS, "head_scale", lambda program, node: program.new(node))
+
+
+CACHES = {
+    "values are taken for keys": ("int8", _values_for("keys")),
+    "values of float16 are taken for keys": ("fp16", _values_for("keys")),
+    "no scale of a value is found": ("int8", _no_scales),
+}
+
+
+@pytest.mark.parametrize("what", CACHES)
+def test_a_wrong_cache_differs_from_the_numpy_runtime(rows, healthy, monkeypatch, what):
+    dtype, breaks = CACHES[what]
+    job = ["model=transformer", "passes=[kv_cache]", f"passes.kv_cache.dtype={dtype}"]
+    healthy(*job)
+    breaks(monkeypatch)
+    status, table, _ = rows(*job)
+    assert status == 1
+    assert table["status"].iloc[1] == "INVALID" and "differs from the numpy runtime" in table["reasons"].iloc[1]
 
 
 INTEGERS = {

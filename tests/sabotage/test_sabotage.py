@@ -148,6 +148,20 @@ def test_a_broken_cache_fails_exactness(rows, healthy, monkeypatch, op, broken):
     assert "must leave the outputs as they are" in table["reasons"][1]
 
 
+def test_a_window_that_hides_nothing_is_held_to_that(rows, healthy, monkeypatch):
+    """12 tokens and 4 sinks are all of the context: exact for this network, whatever the pass may be for others."""
+    job = ("model=transformer", "passes=[kv_cache]", "passes.kv_cache.window=12", "runtime=numpy")
+    healthy(*job)
+    original = OPS["cached_attention"].forward
+
+    def forgetful(*arrays, window, **settings):
+        return original(*arrays, window=window - 6, **settings)
+
+    monkeypatch.setitem(OPS, "cached_attention", replace(OPS["cached_attention"], forward=forgetful))
+    status, table, _ = rows(*job)
+    assert status == 1 and "must leave the outputs as they are" in table["reasons"][1]
+
+
 def test_a_pass_that_claims_to_be_exact_is_checked(rows, healthy, monkeypatch):
     healthy("passes=[profile]")
     wrap(monkeypatch, "profile", zeroed)
@@ -228,7 +242,7 @@ def test_a_pass_that_changes_its_input_is_stopped(rows, monkeypatch):
 
 def test_an_invalid_row_of_a_sweep_is_told_by_the_exit_status(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep = ["-m", "passes=[profile]", "seed=0,1", "hydra.sweep.dir=s", "measure.seconds=0.05"]
+    sweep = ["-m", "passes=[profile]", "seed=0,1", "hydra.sweep.dir=s", "measure.seconds=0.01"]
     assert cli.main(sweep) == 0
     wrap(monkeypatch, "profile", zeroed)
     assert cli.main(sweep) == 1

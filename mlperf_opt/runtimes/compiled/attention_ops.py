@@ -1,4 +1,4 @@
-"""Lowering of attention, whole and on a cache."""
+"""Lowering of attention, whole and on a cache, and of rotary."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import math
 import numpy as np
 
 from mlperf_opt.graph import Graph, Node, State
-from mlperf_opt.kernels import machine
+from mlperf_opt.kernels import kv_cache, machine
 from mlperf_opt.kernels.emit import LANES
-from mlperf_opt.ops.rotary import rotation_rows
+from mlperf_opt.kernels.jit import features
+from mlperf_opt.ops.rotary import frequencies, rotation_rows
+from mlperf_opt.runtimes.compiled.layout import unsupported
 from mlperf_opt.runtimes.compiled.program import Program
 
 _FLOAT = 4
+_KINDS = {"float32": kv_cache.FLOAT, "float16": kv_cache.HALF, "int8": kv_cache.CODES}
 
 
 def lower_attention(program: Program, node: Node) -> None:
@@ -21,12 +24,11 @@ def lower_attention(program: Program, node: Node) -> None:
     out = program.new(node)
     heads = int(node.attributes["heads"])
     width = out.count // heads
-    shared = out.count // k.count
     places = padded(program.rows)
-    scratch = program.scratch(_FLOAT * places * (width + 1))  # the keys of a head, transposed, and scores
+    scratch = program.scratch(_FLOAT * (padded(width) + places * (width + 1)))  # query, keys transposed, scores
     program.emit(
         machine.ATTENTION, q.start(), k.start(), v.start(), out.start(), q.row_step, k.row_step, v.row_step, out.row_step,
-        heads, width, int(node.attributes["causal"]), scratch, 0, shared,
+        heads, width, int(node.attributes["causal"]), scratch, out.count // k.count,
     )  # fmt: skip
 
 
@@ -35,37 +37,74 @@ def lower_rotary(program: Program, node: Node) -> None:
     x, out = program.inside(node.argument("x")), program.new(node)
     width, context = int(node.attributes["width"]), int(node.attributes["context"])
     heads = math.lcm(width, LANES) // width
-    names = (f"cosines {context} {width}", f"sines {context} {width}")
-    tables = (np.tile(rows, heads) for rows in rotation_rows(context, width))
-    cosines, sines = (program.shared_constant(name, table) for name, table in zip(names, tables, strict=True))
+    kind = f"{context} {width}"
+    cosines, sines = rotation_rows(context, width)
     program.emit(
-        machine.ROTARY, x.start(), out.start(), x.row_step, out.row_step, out.count, cosines, sines,
+        machine.ROTARY, x.start(), out.start(), x.row_step, out.row_step, out.count,
+        program.shared_constant(f"cosines {kind}", np.tile(cosines, heads)),
+        program.shared_constant(f"sines {kind}", np.tile(sines, heads)),
         heads * width, context, 1 if node.argument("offset") else 0,
+        program.shared_constant(f"frequencies {kind}", np.tile(np.repeat(frequencies(width), 2), heads)),
+        int(node.attributes.get("reach", 0)), program.scratch(2 * _FLOAT * heads * width),
     )  # fmt: skip
+
+
+def lower_head_scale(program: Program, node: Node) -> None:
+    """head_scale."""
+    x, out = program.inside(node.argument("x")), program.new(node)
+    heads = int(node.attributes["heads"])
+    width = x.count // heads
+    program.emit(machine.HEAD_SCALE, 0, 0, heads, width, 0, 0, 0, 0, x.start(), out.start(), x.row_step, out.row_step)
 
 
 def lower_cache_write(program: Program, node: Node) -> None:
     """cache_write: keys are kept transposed. The places of a state are filled in when a session starts."""
-    cache, new = node.argument("cache"), program.value(node.argument("new"))
-    heads, width = (int(d) for d in (program.graph.specs[cache].shape[i] for i in (1, 3)))
-    keys = int(holds_keys(program.graph, cache))
+    cache, new, scale = node.argument("cache"), program.inside(node.argument("new")), node.argument("scale")
+    spec = program.graph.specs[cache]
+    heads, width = int(spec.shape[1]), int(spec.shape[3])
+    if spec.dtype == "float16" and "f16c" not in features():
+        raise unsupported(node, "this CPU has no instruction that rounds to float16")
+    scales, where, step = kv_cache.NO_SCALE, 0, 0
+    if program.is_weight(scale):
+        scales, where = kv_cache.BY_CHANNEL, program.constant(program.weight(scale))
+    elif scale:
+        scales, where, step = kv_cache.BY_VECTOR, program.value(scale).start(), program.value(scale).row_step
     program.emit(
-        machine.CACHE_WRITE, program.state(cache), new.start(), new.row_step, keys, 0, 0, 0, 0, heads, width, 0, 0, 0
-    )
+        machine.CACHE_WRITE, 0, 0, heads, width, _KINDS[spec.dtype], *_window(node), program.scratch(_FLOAT * padded(width)),
+        program.state(cache), new.start(), new.row_step, int(is_transposed(program.graph, cache)), scales, where, step,
+    )  # fmt: skip
 
 
 def lower_cached_attention(program: Program, node: Node) -> None:
     """cached_attention: reads what cache_write has put there."""
-    updates = {state.update: state.name for state in program.graph.state}
-    keys, values = (program.state(updates[node.argument(a)]) for a in ("keys", "values"))
-    q, out = program.value(node.argument("q")), program.new(node)
+    q, out = program.inside(node.argument("q")), program.new(node)
+    spec = program.graph.specs[node.argument("keys")]
     heads = int(node.attributes["heads"])
-    shared = heads // int(program.graph.specs[node.argument("keys")].shape[1])
-    scratch = program.scratch(_FLOAT * padded(program.rows))
+    shared, width = heads // int(spec.shape[1]), int(spec.shape[3])
+    sinks, window = _window(node)
+    key_scale, value_scales, far, far_step = 0, 0, 0, 0
+    if node.argument("key_scale"):
+        key_scale = program.constant(program.weight(node.argument("key_scale")))
+        value_scales = _state(program, node.argument("value_scale"))
+    if node.argument("q_sinks"):
+        far_query = program.inside(node.argument("q_sinks"))
+        far, far_step = far_query.start(), far_query.row_step
+    # a query, the scores of the sinks, the scores
+    scratch = program.scratch(_FLOAT * (padded(width) + padded(sinks) + padded(program.rows)))
     program.emit(
-        machine.CACHED_ATTENTION, q.start(), keys, values, out.start(), q.row_step, 0, 0, out.row_step, heads,
-        out.count // heads, 1, scratch, 0, shared,
+        machine.CACHED_ATTENTION, 0, 0, heads, width, _KINDS[spec.dtype], sinks, window, scratch, q.start(), q.row_step,
+        _state(program, node.argument("keys")), _state(program, node.argument("values")), out.start(), out.row_step,
+        shared, key_scale, value_scales, far, far_step,
     )  # fmt: skip
+
+
+def _window(node: Node) -> tuple[int, int]:
+    return int(node.attributes.get("sinks", 0)), int(node.attributes.get("window", 0))
+
+
+def _state(program: Program, update: str) -> int:
+    """The reference to the state that has this update."""
+    return program.state(next(state.name for state in program.graph.state if state.update == update))
 
 
 def lower_advance(_program: Program, _node: Node) -> None:
@@ -77,15 +116,15 @@ def padded(places: int) -> int:
     return -(-places // LANES) * LANES
 
 
-def holds_keys(graph: Graph, state: str) -> bool:
-    """Whether a state is read as keys (or as values)."""
+def is_transposed(graph: Graph, state: str) -> bool:
+    """Whether a state lies [width][places]: keys, and the scales of values, whose width is 1. Values lie [places][width]."""
     update = next(s.update for s in graph.state if s.name == state)
-    return any(node.op == "cached_attention" and node.argument("keys") == update for node in graph.nodes)
+    return not any(node.op == "cached_attention" and node.argument("values") == update for node in graph.nodes)
 
 
-def state_floats(graph: Graph, state: State, batch: int, length: int) -> int:
-    """float32 of a cache as the kernels keep it: keys (N, heads, d, L), values (N, heads, L, d), rows of whole vectors."""
-    _, heads, _, width = state.spec.shape
-    if not holds_keys(graph, state.name):
-        width = -(-int(width) // LANES) * LANES
-    return batch * int(heads) * int(width) * padded(length)
+def state_shape(graph: Graph, state: State, batch: int, length: int) -> tuple[int, ...]:
+    """The shape of a cache as the kernels keep it: (N, heads, d, L) or (N, heads, L, d), rows of whole vectors."""
+    _, heads, _, width = (int(d) if isinstance(d, int) else 0 for d in state.spec.shape)
+    if is_transposed(graph, state.name):
+        return batch, heads, width, padded(length)
+    return batch, heads, padded(length), padded(width)

@@ -16,12 +16,12 @@ from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, POSITION, Graph, fuse_graph
 from mlperf_opt.kernels import machine
 from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions, Sparse
-from mlperf_opt.runtimes.compiled.attention_ops import padded, state_floats
+from mlperf_opt.runtimes.compiled.attention_ops import padded, state_shape
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
 from mlperf_opt.runtimes.compiled.program import Program
 from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes, as_floats
-from mlperf_opt.runtimes.session import Run, StateSession, check_limits, check_tokens
+from mlperf_opt.runtimes.session import Run, StateSession, check_limits, check_tokens, places
 
 Array = NDArray[Any]
 # Rows of a chunk: activations of about this size stay in the second-level cache; 96 rows are whole tiles of 12 and of 32.
@@ -163,15 +163,16 @@ class CompiledExecutable:
 
     def start(self, batch: int, max_length: int) -> StateSession:
         check_limits(self.graph, batch, max_length)
-        state = self._state(batch, max_length)
-        return StateSession(self.graph, batch, max_length, self._bind(batch, max_length, state), state)
+        length = places(self.graph, max_length)
+        state = self._state(batch, length)
+        return StateSession(self.graph, batch, max_length, self._bind(batch, length, state), state)
 
     def _state(self, batch: int, length: int) -> dict[str, Array]:
-        """A fresh state: positions, and caches as the kernels keep them."""
+        """A fresh state with that many places: positions, and caches as the kernels keep them."""
         return {
             state.name: np.zeros(batch, np.int64)
             if state.name == POSITION
-            else np.zeros(state_floats(self.graph, state, batch, length), np.float32)
+            else np.zeros(state_shape(self.graph, state, batch, length), state.spec.dtype)
             for state in self.graph.state
         }
 

@@ -7,6 +7,7 @@ from mlperf_opt.runtimes.compiled.attention_ops import (
     lower_attention,
     lower_cache_write,
     lower_cached_attention,
+    lower_head_scale,
     lower_rotary,
 )
 from mlperf_opt.runtimes.compiled.image_ops import lower_pool
@@ -46,6 +47,7 @@ LOWERINGS: dict[str, Lower] = {
     "row_scale": lower_row_grid,
     "row_zero": lower_row_grid,
     "attention": lower_attention,
+    "head_scale": lower_head_scale,
     "cache_write": lower_cache_write,
     "cached_attention": lower_cached_attention,
     "advance": lower_advance,

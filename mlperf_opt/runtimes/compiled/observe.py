@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -13,7 +12,7 @@ from mlperf_opt.graph import Graph
 from mlperf_opt.kernels import machine
 from mlperf_opt.kernels.instruction import INPUT, OUTPUT
 from mlperf_opt.runtimes.base import Observer
-from mlperf_opt.runtimes.compiled.attention_ops import holds_keys, padded
+from mlperf_opt.runtimes.compiled.attention_ops import is_transposed
 from mlperf_opt.runtimes.compiled.layout import Value
 from mlperf_opt.runtimes.compiled.program import Program
 from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes, as_floats
@@ -98,9 +97,6 @@ def _read(value: Value, arena: Array, rows: int) -> Array:
 
 
 def _cache(graph: Graph, state: dict[str, Array], name: str, shape: tuple[int, ...]) -> Array:
-    batch, heads, length, width = shape
-    places = padded(length)
-    if holds_keys(graph, name):
-        return state[name].reshape(batch, heads, width, places)[..., :length].transpose(0, 1, 3, 2).copy()
-    wide = math.prod(state[name].shape) // (batch * heads * places)
-    return state[name].reshape(batch, heads, places, wide)[:, :, :length, :width].copy()
+    length, width = shape[2:]
+    held = state[name].swapaxes(2, 3) if is_transposed(graph, name) else state[name]
+    return held[:, :, :length, :width].copy()

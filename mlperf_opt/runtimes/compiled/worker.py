@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from mlperf_opt.graph import POSITION
 from mlperf_opt.kernels import machine
-from mlperf_opt.kernels.attention import CAPACITY
 from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, MEMORIES
+from mlperf_opt.kernels.kv_cache import CAPACITY, PLACES
 from mlperf_opt.kernels.machine import CHUNK, COUNT, INPUT_STEP, JOB_WIDTH, MEMORY_TABLE, OUTPUT_STEP, PROGRAM
 from mlperf_opt.runtimes.compiled.attention_ops import padded
 from mlperf_opt.runtimes.compiled.layout import LINE
@@ -58,7 +58,8 @@ class Worker:
             for i, name in enumerate(s.name for s in program.graph.state):
                 if name != POSITION:
                     self._table[FIRST_STATE + i] = state[name].ctypes.data
-            self._instructions[np.isin(self._instructions[:, 0], _ON_STATE), CAPACITY] = padded(length)
+            on_state = np.isin(self._instructions[:, 0], _ON_STATE)
+            self._instructions[on_state, CAPACITY], self._instructions[on_state, PLACES] = padded(length), length
         x, out = program.values[next(iter(program.graph.inputs))], program.output
         self._job = np.zeros(JOB_WIDTH, np.int64)
         self._job[PROGRAM], self._job[COUNT] = self._instructions.ctypes.data, len(self._instructions)

@@ -1,4 +1,4 @@
-"""Whether the packages of the extra ``onnx`` are there: asked before any work, without importing them."""
+"""Whether the packages of an extra are there: asked before any work, without importing them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from mlperf_opt.errors import ConfigError
 
-_EXTRA = "pip install 'mlperf-opt[onnx]'"
+_EXTRA_OF = {"onnx": "onnx", "onnxruntime": "onnx", "matplotlib": "report", "tokenizers": "text"}
 
 
 def is_installed(package: str) -> bool:
@@ -18,4 +18,5 @@ def require_installed(what: str, *packages: str) -> None:
     """Raise `ConfigError` unless the ``packages`` that ``what`` needs are installed; it names the extra to install."""
     missing = [package for package in packages if not is_installed(package)]
     if missing:
-        raise ConfigError(f"{what} needs {' and '.join(missing)}: {_EXTRA}")
+        extras = sorted({_EXTRA_OF[package] for package in missing})
+        raise ConfigError(f"{what} needs {' and '.join(missing)}: pip install 'mlperf-opt[{','.join(extras)}]'")
