@@ -19,7 +19,7 @@ from mlperf_opt.resources import resource_dir
 COMMANDS = {
     "optimize": "apply passes to a model and measure every step (may be left out)",
     "train": "train a network: train model=NAME [save=PATH] [train.epochs=...]",
-    "generate": "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0] [stop=TEXT]",
+    "generate": "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0]",
     "export": "write an ONNX file and compare it: export model=NAME 'passes=[...]' [save=PATH.onnx]",
     "compare": "compare runs: compare A B [C ...] [--fail-on 'quality_delta<-0.01']",
     "plot": "draw error against bytes: plot A [B ...] save=FILE.svg",

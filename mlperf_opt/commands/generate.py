@@ -22,7 +22,7 @@ from mlperf_opt.runner import apply_passes
 from mlperf_opt.sampling import SamplingSettings, choose, continuations
 from mlperf_opt.settings import build_settings
 
-HELP = "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0] [stop=TEXT]"
+HELP = "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0]"
 _TEXTS = ("prompt", "stop")  # any signs: Hydra's grammar never sees them
 
 

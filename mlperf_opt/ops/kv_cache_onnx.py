@@ -55,6 +55,7 @@ def onnx_write(
             node("And", "passed", "moves", to="again"),
             node("Where", "again", "turned", "ahead", to="token"),
         )
+    stored = _onnx_stored(cache, heads, width, scale)
     form += (
         node("GreaterOrEqual", "token", _ZERO, to="begun"),
         node("Less", "token", "count", to="within"),
@@ -65,8 +66,8 @@ def onnx_write(
         node("Max", "token", _ZERO, to="not_before"),
         node("Min", "not_before", "last", to="legal"),
         node("Unsqueeze", "legal", ints(2), to="index"),
-        *_onnx_stored(cache, heads, width, scale),
-        node("GatherND", "stored", "index", to="spread", batch_dims=1),  # (N, L, D)
+        *stored,
+        node("GatherND", "stored" if stored else "new", "index", to="spread", batch_dims=1),  # (N, L, D)
         *onnx_split("spread", heads, width, "candidates"),
         node("Where", "chosen", "candidates", "cache"),
     )
@@ -74,7 +75,7 @@ def onnx_write(
 
 
 def _onnx_stored(cache: Spec, heads: int, width: int, scale: Spec | None) -> Form:
-    """``new`` as the cache holds it."""
+    """``stored``: ``new`` as the cache holds it; nothing where it is that already."""
     if scale is not None:
         grid: Form = (node("Unsqueeze", "scale", ints(3), to="grid"),) if len(scale.shape) == 3 else ()
         return (
@@ -89,7 +90,7 @@ def _onnx_stored(cache: Spec, heads: int, width: int, scale: Spec | None) -> For
     if cache.dtype == "float16":
         limit = np.float32(np.finfo(np.float16).max)
         return (node("Clip", "new", -limit, limit, to="limited"), cast("limited", "float16", to="stored"))
-    return (node("Identity", "new", to="stored"),)
+    return ()
 
 
 def onnx_attention(
