@@ -144,7 +144,7 @@ class BpeTokenizer:
 
     @cached_property
     def _native(self) -> Native:
-        native = require_tokenizers()
+        native = _package()
         shown = [_shown(token) for token in self.tokens]
         pairs = [(shown[left], shown[right]) for left, right in self.merges]
         return _with_words(native.Tokenizer(native.models.BPE({token: i for i, token in enumerate(shown)}, pairs)))
@@ -181,7 +181,7 @@ def learn_pairs(data: Iterable[bytes], vocabulary: int) -> BpeTokenizer:
         ConfigError: the package `tokenizers` is not installed.
         DataError: the text has fewer pairs than that.
     """
-    native = require_tokenizers()
+    native = _package()
     trained = _with_words(native.Tokenizer(native.models.BPE()))
     trainer = native.trainers.BpeTrainer(
         vocab_size=vocabulary,
@@ -224,7 +224,7 @@ def _bytes(pattern: str) -> bytes:
 
 
 def _with_words(native: Native) -> Native:
-    package = require_tokenizers()
+    package = _package()
     letters, digits, blanks = _class(_bytes("[A-Za-z\x80-\xff]")), _class(_bytes("[0-9]")), _class(_bytes(r"\s"))
     space = _class(b" ")
     words = [f"[{space}]?[{kind}]+" for kind in (letters, digits, f"^{letters}{digits}{blanks}")]
@@ -233,9 +233,9 @@ def _with_words(native: Native) -> Native:
     return native
 
 
-def require_tokenizers() -> Any:
-    """Return the package `tokenizers`. Raises `ConfigError` where it isn't installed."""
-    require_installed("a tokenizer of byte pairs", "tokenizers")
+def _package() -> Any:
+    """The package `tokenizers`. Raises `ConfigError` where it isn't installed."""
+    require_installed("data.tokenizer=bpe", "tokenizers")
     import tokenizers
     import tokenizers.models
     import tokenizers.pre_tokenizers

@@ -68,10 +68,10 @@ def compare(before: pd.DataFrame, after: pd.DataFrame) -> list[Delta]:
     For a model of which no step's name is in common, the last steps are compared. In sweeps (a column ``job``) the jobs
     of one number are compared; a sweep against a run compares each job with the run.
 
-    Quality is judged by the normal approximation of the difference of two proportions, its variance from the widths of
-    their intervals; both count the same samples, so it errs towards "within noise". Sizes and sparsity are exact. A
-    speedup differs if the ratio of the two passes the noise of both runs and their intervals don't overlap. A latency
-    gets no verdict: two runs were never timed side by side.
+    Quality is judged by the normal approximation of the difference of two proportions, or of two means of nats, its variance
+    from the widths of their intervals; both count the same samples, so it errs towards "within noise". Sizes and sparsity
+    are exact. A speedup differs if the ratio of the two passes the noise of both runs and their intervals don't overlap. A
+    latency gets no verdict: two runs were never timed side by side.
 
     Raises:
         ConfigError: no model in common, or one side has a step twice.

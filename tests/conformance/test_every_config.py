@@ -24,7 +24,9 @@ pytestmark = pytest.mark.integration
 CONF, PIPELINES = resource_dir("conf"), resource_dir("pipelines")
 SHIPPED = sorted([*CONF.rglob("*.yaml"), *PIPELINES.rglob("*.yaml")])
 OPTIONS = {path for path in SHIPPED if path.parent != CONF}
+DATA = {"transformer": "reverse", "lenet300": "mnist", "lenet5": "mnist", "chargpt": "text"}  # the others: digits
 PARAMETERS = {
+    "chargpt": 65 * 128 + 4 * (4 * (128 * 128 + 128) + 2 * 512 * 128 + 512 + 128 + 4 * 128) + 2 * 128 + 65 * 128 + 65,
     "mlp": 2410,
     "cnn": 666,
     "transformer": 27739,
@@ -142,9 +144,7 @@ def test_every_model_composes_and_builds(name):
     count = sum(weight.values.size for weight in graph.parameters().values())
     assert count == PARAMETERS.get(name, count) and count > 0
     assert [step.pass_name for step in config.steps] == ["quant", "prune"]
-    assert config.data.name == {"transformer": "reverse", "lenet300": "mnist", "lenet5": "mnist", "chargpt": "text"}.get(
-        name, "digits"
-    )
+    assert config.data.name == DATA.get(name, "digits")
 
 
 def test_the_lenets_have_their_published_sizes():
@@ -161,10 +161,10 @@ def test_every_shipped_model_has_weights(name):
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
 def test_every_shipped_model_fits_its_data(name, request):
     config = build_config(compose(MAIN, [f"model={name}"], None))
-    if config.data.name == "mnist":
-        request.getfixturevalue("mnist_root")
+    if config.data.name in ("mnist", "text"):
+        request.getfixturevalue({"mnist": "mnist_root", "text": "shakespeare"}[config.data.name])
     _, data = load(config)
-    assert len(data.test) > 500
+    assert data.test.targets.size > 500
 
 
 @pytest.mark.parametrize("group, cls", [("data", DataSettings), ("runtime", RuntimeSettings), ("measure", MeasureSettings)])

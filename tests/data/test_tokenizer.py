@@ -154,7 +154,7 @@ def test_data_that_describes_no_tokenizer_is_refused(data, text):
 def test_without_the_package_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     assert BpeTokenizer(((97, 98),)).decode([256, 99]) == b"abc", "decoding needs no package"
-    with pytest.raises(ConfigError, match=r"pip install 'mlperf-opt\[text\]'"):
+    with pytest.raises(ConfigError, match=r"data.tokenizer=bpe needs tokenizers: pip install 'mlperf-opt\[text\]'"):
         BpeTokenizer(((97, 98),)).encode("abc")
     with pytest.raises(ConfigError, match=r"pip install 'mlperf-opt\[text\]'"):
         learn_pairs([b"abab"], 257)
