@@ -91,7 +91,7 @@ def main() -> int:
     system = system_facts()
     bytes_ = {name: s.executable.start(1, CONTEXTS[-1]).state_bytes for name, s in subjects.items() if s.executable}
     targets = checks(steps, whole, ahead, bytes_)
-    notes = [f"KV bytes at {CONTEXTS[-1]} tokens; rotary positions in the window's row; no cache: everything again"]
+    notes = [f"KV bytes at {CONTEXTS[-1]} tokens; the window: rotary positions, and full in every column"]
     tables = [("Microseconds for one token, by the tokens in sight", _grid(steps, bytes_))]
     tables += [(f"{_TOKENS} tokens, ms", _whole_grid(whole)), ("Promised", target_grid(targets))]
     show(system, tables, [*notes, *conditions(system, arguments.clock)], as_markdown=arguments.markdown)

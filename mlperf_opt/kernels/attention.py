@@ -29,11 +29,11 @@ from mlperf_opt.kernels.simd import (
     partners,
     store_float,
     store_floats,
+    store_int,
     store_some_floats,
 )
 
 _NONE = np.float32(0)
-_ONE = np.float32(1)
 
 
 def _parts(load, size):
@@ -175,7 +175,7 @@ def attention(instruction, memories, sequences, time):
                 mix_floats(scores, values, v_step, used, width, out + t * out_step)
 
 
-# rotary: COSINES and SINES are tables of PERIOD floats for each of PLACES; TURNS is room for two rows more
+# rotary: COSINES and SINES are tables of PERIOD floats for each of PLACES; TURNS is a place behind them, and its two rows
 X, TURNED, X_STEP, TURNED_STEP, COUNT, COSINES, SINES, PERIOD, PLACES, OFFSETS, FREQUENCIES, REACH, TURNS = range(1, 14)
 
 
@@ -195,9 +195,12 @@ def rotary(instruction, memories, offsets, sequences, time):
             cosines = operand(instruction, COSINES, memories) + 4 * place * period
             sines = operand(instruction, SINES, memories) + 4 * place * period
             if place >= places:
-                cosines = operand(instruction, TURNS, memories)
+                turns = operand(instruction, TURNS, memories)  # shared by all nodes: the first of a step computes for them
+                cosines = turns + 8 * LANES
                 sines = cosines + 4 * period
-                _turns(place, operand(instruction, FREQUENCIES, memories), period, cosines, sines)
+                if load_int(turns) != place:
+                    _turns(place, operand(instruction, FREQUENCIES, memories), period, cosines, sines)
+                    store_int(turns, place)
             for i in range(0, field(instruction, COUNT), LANES):
                 value, lane = load_floats(x + 4 * i), 4 * (i % period)
                 across = multiply(partners(value), load_floats(sines + lane))

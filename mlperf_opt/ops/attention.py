@@ -21,12 +21,6 @@ from mlperf_opt.ops.onnx_form import Form, counted, ints, node
 _BLOCK = 64
 
 
-def split_heads(x: Array, heads: int) -> Array:
-    """(N, T, D) -> (N, heads, T, D / heads)."""
-    n, t, d = x.shape
-    return x.reshape(n, t, heads, d // heads).transpose(0, 2, 1, 3)
-
-
 def join_heads(x: Array) -> Array:
     """(N, heads, T, d) -> (N, T, heads * d)."""
     n, h, t, d = x.shape
@@ -145,7 +139,7 @@ def _cost(out: Spec, q: Spec, k: Spec, v: Spec, **_: int) -> Cost:
 
 
 def onnx_split(x: str, heads: int, width: int, to: str) -> Form:
-    """`split_heads`, of heads that are ``width`` wide."""
+    """(N, T, heads * width) -> (N, heads, T, width)."""
     return (
         node("Reshape", x, ints(0, 0, heads, width), to=f"{to}_parts"),
         node("Transpose", f"{to}_parts", to=to, perm=[0, 2, 1, 3]),

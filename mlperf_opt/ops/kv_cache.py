@@ -177,13 +177,17 @@ def _cached(
     shares = softmax(scores, out=scores)
     if value_scale is not None:
         shares *= value_scale[:, :, :used].mT
-    return join_heads((shares @ _real(values[:, :, :used])).reshape(rows, heads, time, width))
+    mixed = shares @ _real(values[:, :, :used])
+    return join_heads(mixed.reshape(rows, heads, time, width)) if time > 1 else mixed.reshape(q.shape)
 
 
 def _queries(q: Array, heads: int, key_scale: Array | None, keys: Array) -> Array:
     """Scaled queries (N, groups, heads a group * T, d), which take the keys' scales along: the codes need none then."""
     rows, groups, _, width = keys.shape
-    queries = split_groups(q * (1 / math.sqrt(width)), heads, groups).reshape(rows, groups, -1, width)
+    queries = q * (1 / math.sqrt(width))
+    if q.shape[1] > 1:  # of a single token the heads lie side by side already
+        queries = split_groups(queries, heads, groups)
+    queries = queries.reshape(rows, groups, -1, width)
     return queries if key_scale is None else queries * key_scale[:, None]
 
 

@@ -56,11 +56,12 @@ def _factors(x: Array, offset: Array | None, width: int, context: int, reach: in
         if time > context:
             raise GraphError(f"positions: {time} tokens, but the model knows {context} places")
         return table[:time, None]
-    places = offset[:, None] + np.arange(time)
-    if reach:
-        places = np.minimum(places, reach)
-    known = places.size == 0 or places[:, -1].max() < context
-    return (table.take(places, axis=0) if known else turns(places, width))[:, :, None]
+    # looks at numbers of Python where it can: in a step of one token an array of one number costs as much as the turn itself
+    furthest = max(offset.tolist(), default=0) + time - 1
+    places = offset[:, None] if time == 1 else offset[:, None] + np.arange(time)
+    if reach and furthest > reach:
+        places, furthest = np.minimum(places, reach), reach
+    return (table.take(places, axis=0) if furthest < context else turns(places, width))[:, :, None]
 
 
 def _turn(x: Array, factors: Array, width: int) -> Array:

@@ -20,6 +20,7 @@ from mlperf_opt.settings import require
 Array = NDArray[Any]
 _ROWS = Spec(("N",), "int64")
 _DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
+_SINKS = 4  # what the paper found enough
 _CALIBRATION_ROWS = 128  # sequences that the keys' scales are taken from
 
 
@@ -43,7 +44,7 @@ class KvCache(Pass):
 
     dtype: Literal["fp32", "fp16", "int8"] = "fp32"
     window: int | None = None
-    sinks: int = 4
+    sinks: int = _SINKS
 
     effect: ClassVar = "keeps_weights"
     tolerance: ClassVar = 0.0
@@ -52,6 +53,7 @@ class KvCache(Pass):
     def __post_init__(self) -> None:
         require(self.window is None or self.window >= 1, "window", self.window, "a whole number >= 1, or null")
         require(self.sinks >= 0, "sinks", self.sinks, "a whole number >= 0")
+        require(self.window is not None or self.sinks == _SINKS, "sinks", self.sinks, f"{_SINKS}, or a window with them")
 
     def is_exact(self, graph: Graph) -> bool:
         everything = self.window is None or (graph.context is not None and self.sinks + self.window >= graph.context)

@@ -28,6 +28,7 @@ class StateSession:
 
     def __init__(self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None) -> None:
         check_limits(graph, batch, max_length)
+        self._graph = graph
         self._window = graph.window
         self._places = places(graph, max_length)
         self._state = zero_state(graph, batch, self._places) if state is None else state
@@ -97,6 +98,7 @@ class StateSession:
 
     def _in_pieces(self, tokens: Array, lengths: Array) -> Array:
         """`_run`, as many tokens at a time as no row's ring loses one for that a token of the same piece still sees."""
+        check_tokens(self._graph, tokens)  # all before the first piece moves the state
         done, pieces = 0, []
         while done < tokens.shape[1]:
             room = self._places - int(self._state[POSITION].max())

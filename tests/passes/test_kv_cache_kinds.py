@@ -8,9 +8,10 @@ import pytest
 from cache_oracle import decode
 from pass_graphs import calibration_data, run_pass
 
-from mlperf_opt.errors import ConfigError, SessionError
+from mlperf_opt.errors import ConfigError, GraphError, SessionError
 from mlperf_opt.graph import Weight, graph_hash
 from mlperf_opt.networks import MinimalTransformer
+from mlperf_opt.onnx_export import export
 from mlperf_opt.ops import OPS, Spec
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.quant import Quant
@@ -120,6 +121,18 @@ def test_what_has_left_the_window_cannot_be_gone_back_to(runtime):
     np.testing.assert_allclose(found, expected[[0, 1], [5, 3]], atol=1e-4)
 
 
+@each_runtime
+def test_a_token_that_does_not_exist_moves_nothing(runtime):
+    """Although the tokens before it would have gone in already."""
+    session = runtime.prepare(cached("rotary", window=5, sinks=2)).start(1, 100)
+    session.prefill(TOKENS[:1, :6])
+    bad = np.append(TOKENS[:1, 6:12], [[13]], axis=1)
+    with pytest.raises(GraphError, match=r"token ids must be 0\.\.12"):
+        session.prefill(bad)
+    assert session.positions.tolist() == [6]
+    np.testing.assert_allclose(session.prefill(bad[:, :-1])[0], _streamed("rotary", None, 2, 5)[0, 11], atol=1e-4)
+
+
 def _half(_layer, _head, x):
     return x.astype(np.float16).astype(np.float64)
 
@@ -212,6 +225,14 @@ def test_quantized_weights_and_a_quantized_cache_go_together():
         assert difference(expected, stepwise(runtime.prepare(graph), TOKENS), quantized=True) == ""
 
 
+@pytest.mark.parametrize(
+    "settings", [{"dtype": "fp16"}, {"dtype": "int8"}, {"window": 5}, {"window": 5, "dtype": "int8"}], ids=str
+)
+def test_every_kind_is_a_legal_onnx_model(settings):
+    """By onnx's own checker, with shapes inferred."""
+    assert export(cached("rotary", 2, **settings))
+
+
 def test_float32_without_a_window_has_not_changed():
     """Neither new arguments nor attributes: a file is what it was."""
     graph = cached("learned")
@@ -248,6 +269,7 @@ def test_rounded_caches_are_held_to_a_few_steps():
     [
         ({"window": 0}, "window=0: expected a whole number >= 1, or null"),
         ({"sinks": -1}, "sinks=-1: expected a whole number"),
+        ({"sinks": 2}, "sinks=2: expected 4, or a window with them"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, text):

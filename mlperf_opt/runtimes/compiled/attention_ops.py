@@ -45,7 +45,8 @@ def lower_rotary(program: Program, node: Node) -> None:
         program.shared_constant(f"sines {kind}", np.tile(sines, heads)),
         heads * width, context, 1 if node.argument("offset") else 0,
         program.shared_constant(f"frequencies {kind}", np.tile(np.repeat(frequencies(width), 2), heads)),
-        int(node.attributes.get("reach", 0)), program.scratch(2 * _FLOAT * heads * width),
+        int(node.attributes.get("reach", 0)),
+        program.shared_scratch(f"turns {kind}", _FLOAT * (2 * LANES + 2 * heads * width)),
     )  # fmt: skip
 
 

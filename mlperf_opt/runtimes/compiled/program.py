@@ -107,6 +107,12 @@ class Program:
             self._shared[name] = self.constant(array)
         return self._shared[name]
 
+    def shared_scratch(self, name: str, size: int) -> int:
+        """Return a reference to room, zeros at first, where instructions leave something for each other."""
+        if name not in self._shared:
+            self._shared[name] = self.scratch(size)
+        return self._shared[name]
+
     def weight(self, argument: str) -> Array:
         """The array that an argument stands for."""
         name, part = split_name(argument)

@@ -31,7 +31,7 @@ BEFORE = {
 # ops of the rest compute in float32, in an order of their own
 EXACT = {
     *("quantize", "row_scale", "row_zero", "qlinear", "qconv2d", "max_pool2d", "flatten", "relu", "add"),
-    *("embedding", "qembedding", "learned_positions", "sinusoidal_positions", "cache_write", "advance"),
+    *("embedding", "qembedding", "learned_positions", "sinusoidal_positions", "cache_write", "head_scale", "advance"),
 }
 CLOSE = 1e-5  # of the largest magnitude
 

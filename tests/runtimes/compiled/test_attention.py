@@ -7,16 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlperf_opt.data import Dataset, Split
+from mlperf_opt.errors import SessionError
 from mlperf_opt.graph import GraphBuilder, Weight
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.kv_cache import KvCache
-from mlperf_opt.runtimes import NUMPY
+from mlperf_opt.runtimes import NUMPY, difference, is_quantized
 
 SEEDS = st.integers(0, 99)
 
 
-def _network(seed, cached, heads, width, context, **sizes):
+def _network(seed, cached, heads, width, context, kind=None, **sizes):
     """A small decoder with weights so large that attention is far from uniform."""
     family = MinimalTransformer(heads=heads, dim=heads * width, context=context, layers=1, **sizes)
     graph = family.build("net", np.random.default_rng(seed))
@@ -26,9 +27,9 @@ def _network(seed, cached, heads, width, context, **sizes):
         for name, w in graph.weights.items()
     }
     graph = graph.with_weights(grown)
-    split = Split(np.zeros((1, 1), np.int64), np.zeros((1, 1), np.int64))
+    split = Split(np.arange(12).reshape(2, 6), np.zeros((2, 6), np.int64))
     context_ = PassContext(Dataset("none", "completion", split, split, split), 0, NUMPY)
-    return KvCache()(graph, context_).graph if cached else graph
+    return KvCache(**(kind or {}))(graph, context_).graph if cached else graph
 
 
 @settings(max_examples=80, deadline=None)
@@ -46,6 +47,26 @@ def test_attention_over_whole_sequences(heads, width, time, rows, causal, seed):
     graph = build.finish(build.node("attention", "y", q, k, v, heads=heads, causal=causal))
     tokens = rng.integers(0, len(table), (rows, time))
     check_nodes(graph, tokens)
+
+
+KINDS = [{}, {"dtype": "fp16"}, {"dtype": "int8"}, {"window": 5, "sinks": 2}, {"window": 4, "sinks": 17, "dtype": "int8"}]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+@pytest.mark.parametrize("heads, kv_heads, width", [(2, 2, 16), (4, 2, 10), (3, 1, 34)])
+def test_every_node_of_a_cached_graph(kind, positions, heads, kv_heads, width):
+    """On a whole sequence at once, with widths that are no whole vectors; codes and halves to the last bit."""
+    graph = _network(3, True, heads, width, 70, positions=positions, kv_heads=kv_heads, kind=kind)
+    check_nodes(graph, np.random.default_rng(1).integers(0, 27, (3, 67)))
+
+
+@pytest.mark.parametrize("kind", KINDS[3:], ids=str)
+def test_a_window_over_a_call_beyond_the_context(kind):
+    graph = _network(4, True, 4, 10, 16, positions="rotary", kv_heads=2, kind=kind)
+    tokens = np.random.default_rng(2).integers(0, 27, (2, 150))
+    expected, actual = NUMPY.prepare(graph)(tokens), runtime().prepare(graph)(tokens)
+    assert difference(expected, actual, is_quantized(graph)) == ""
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,6 +94,36 @@ def test_sessions_are_those_of_numpy(heads, width, rows, capacity, data, seed):
             tokens = rng.integers(0, 27, (rows, int(lengths.max()) + data.draw(st.integers(0, 3))))
             check_same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=floor)
         np.testing.assert_array_equal(actual.positions, expected.positions)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(KINDS[1:]), st.integers(1, 4), st.integers(2, 90), st.data(), SEEDS)
+def test_sessions_of_every_kind_are_those_of_numpy(kind, rows, length, data, seed):
+    """Any order of prompts, steps and cuts; what a window can't go back to is refused by both, and changes nothing."""
+    rng = np.random.default_rng(seed)
+    graph = _network(seed % 3, True, 4, 12, 100, positions="rotary", kv_heads=2, kind=kind)
+    expected, actual = (chosen.prepare(graph).start(rows, length) for chosen in (NUMPY, runtime()))
+    for _ in range(data.draw(st.integers(1, 8))):
+        room = length - int(expected.positions.max())
+        act = data.draw(st.sampled_from(["prefill", "prefill", "decode", "truncate"]))
+        if act == "truncate":
+            cut = rng.integers(0, expected.positions + 1)
+            refusals = [_refusal(session, cut) for session in (expected, actual)]
+            assert refusals[0] == refusals[1]
+        elif room:
+            lengths = rng.integers(1, room, rows, endpoint=True) if act == "prefill" else np.ones(rows, np.int64)
+            tokens = rng.integers(0, 27, (rows, int(lengths.max())))
+            found = [session.prefill(tokens, lengths) for session in (expected, actual)]
+            assert difference(*found, is_quantized(graph)) == ""
+        np.testing.assert_array_equal(actual.positions, expected.positions)
+
+
+def _refusal(session, cut):
+    try:
+        session.truncate(cut)
+    except SessionError as error:
+        return str(error)
+    return ""
 
 
 def test_a_prompt_padded_beyond_the_cache():
