@@ -36,7 +36,7 @@ def test_the_wheel_carries_its_data_and_nothing_else(wheel):
             "data/digits.npz",
             "report/published.csv",
         ),
-        *(f"models/{model}/weights.safetensors" for model in ("mlp", "cnn", "transformer", "lenet300", "lenet5")),
+        *(f"models/{model}/weights.safetensors" for model in ("mlp", "cnn", "transformer", "lenet300", "lenet5", "chargpt")),
         *("conf/.mlperf_opt", "models/.mlperf_opt", "pipelines/.mlperf_opt"),
     ):
         assert f"mlperf_opt/{name}" in names
