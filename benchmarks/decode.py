@@ -31,7 +31,7 @@ from mlperf_opt.measure import fix_threads
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.passes import PASSES, PassContext
 from mlperf_opt.report.grid import Grid, build_grid
-from mlperf_opt.runtimes import COMPILED, NUMPY, ONNX, Runtime, greedy
+from mlperf_opt.runtimes import COMPILED, NUMPY, ONNX, Runtime, continuations
 
 Array = NDArray[Any]
 Generate = Callable[[int], Iterator[int]]  # how many tokens -> the tokens, each as soon as it is known
@@ -112,7 +112,7 @@ def _subjects(tokens: int) -> dict[str, Subject]:
 def _ours(runtime: Runtime, graph: Graph) -> Generate:
     executable = runtime.prepare(graph)
     prompt = np.zeros((1, 1), np.int64)
-    return lambda count: (int(token[0]) for token in greedy(executable, prompt, count))
+    return lambda count: (int(token[0]) for token in continuations(executable, prompt, count))
 
 
 def _torch(graph: Graph, tokens: int) -> Generate:

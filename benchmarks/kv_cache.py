@@ -21,7 +21,7 @@ from mlperf_opt.graph import Graph
 from mlperf_opt.measure import describe_system, fix_threads, median_ratio_interval
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.passes import PASSES, PassContext
-from mlperf_opt.runtimes import NUMPY, Executable, greedy
+from mlperf_opt.runtimes import NUMPY, Executable, continuations
 
 _PROMPT = 1
 
@@ -45,7 +45,7 @@ def _generate(executable: Executable, batch: int, tokens: int) -> tuple[np.ndarr
     """Return (seconds of each step, the tokens (tokens, batch))."""
     seconds, produced = np.empty(tokens), np.empty((tokens, batch), np.int64)
     started = time.perf_counter()
-    for place, token in enumerate(greedy(executable, np.zeros((batch, _PROMPT), np.int64), tokens)):
+    for place, token in enumerate(continuations(executable, np.zeros((batch, _PROMPT), np.int64), tokens)):
         now = time.perf_counter()
         seconds[place], produced[place], started = now - started, token, now
     return seconds, produced

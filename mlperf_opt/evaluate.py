@@ -27,7 +27,17 @@ from mlperf_opt.measure import (
     samples_per_second,
     time_pair,
 )
-from mlperf_opt.runtimes import NUMPY, Executable, Runtime, complete, difference, greedy, is_quantized, may_flip, stepwise
+from mlperf_opt.runtimes import (
+    NUMPY,
+    Executable,
+    Runtime,
+    complete,
+    continuations,
+    difference,
+    is_quantized,
+    may_flip,
+    stepwise,
+)
 from mlperf_opt.settings import require
 
 Array = NDArray[Any]
@@ -134,7 +144,7 @@ class Subject:
         end = time.perf_counter() + seconds
         for turn in range(1 << 30):
             started, first = time.perf_counter_ns(), True
-            for _ in greedy(self.executable, self._queries[turn % len(self._queries)], self._data.answer):
+            for _ in continuations(self.executable, self._queries[turn % len(self._queries)], self._data.answer):
                 taken[first].append(time.perf_counter_ns() - started)
                 started, first = time.perf_counter_ns(), False
             if turn >= 2 and time.perf_counter() > end:  # the first two rounds warm up

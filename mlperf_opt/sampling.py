@@ -1,16 +1,15 @@
-"""Generation of text: which token comes next, for rows of different lengths, with or without a cache."""
+"""Which token of those that are likely comes next: temperature, top_k, top_p."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mlperf_opt.errors import SessionError
-from mlperf_opt.runtimes import Executable
+from mlperf_opt.runtimes import greedy
 from mlperf_opt.settings import require
 
 Array = NDArray[Any]
@@ -63,48 +62,8 @@ class SamplingSettings:
 def choose(settings: SamplingSettings, logits: Array, generators: Sequence[np.random.Generator]) -> Array:
     """Return a token for each row of logits (N, V), drawn by the row's own generator: int64 (N,)."""
     if settings.temperature == 0:
-        return logits.argmax(axis=-1)
+        return greedy(logits)
     sums = (np.cumsum(settings.probabilities(row)) for row in logits)
     return np.array(
         [int(np.searchsorted(total, rng.random() * total[-1], "right")) for total, rng in zip(sums, generators, strict=True)]
     )
-
-
-def continuations(
-    executable: Executable, prompts: Sequence[Array], count: int, pick: Callable[[Array], Array]
-) -> Iterator[Array]:
-    """Yield the next token of each row, int64 (N,), ``count`` times.
-
-    Rows are computed together, whatever the lengths of their prompts: padding stands behind a row, where causal attention
-    and a cache with a position for each row never look.
-
-    Args:
-        executable: tokens (N, T) -> logits (N, T, V); a graph with a cache is stepped, another one computed anew each time.
-        prompts: ids of each row, at least one.
-        count: tokens to add; with them no row may be longer than the model's context plus one.
-        pick: logits (N, V) -> tokens (N,).
-
-    Raises:
-        SessionError: more tokens than that.
-    """
-    rows = np.arange(len(prompts))
-    lengths = np.array([len(prompt) for prompt in prompts])
-    tokens = np.zeros((len(prompts), int(lengths.max()) + count), np.int64)
-    for row, prompt in enumerate(prompts):
-        tokens[row, : len(prompt)] = prompt
-    longest, context = int(lengths.max()), executable.graph.context
-    if context is not None and longest + count - 1 > context:
-        raise SessionError(f"{longest} tokens and {count} more don't fit the context of {context} tokens")
-    if executable.graph.state:
-        session = executable.start(len(prompts), longest + count - 1)
-        chosen = pick(session.prefill(tokens[:, :longest], lengths))
-        yield chosen
-        for _ in range(count - 1):
-            chosen = pick(session.decode(chosen))
-            yield chosen
-        return
-    for step in range(count):
-        logits = executable(tokens[:, : longest + step])
-        chosen = pick(logits[rows, lengths + step - 1])
-        tokens[rows, lengths + step] = chosen
-        yield chosen

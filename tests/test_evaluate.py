@@ -264,14 +264,14 @@ def test_generation_times_first_and_later_tokens_apart(words, monkeypatch):
     subject = Subject(graph, NUMPY, data, 1)
     ticks = iter(range(10**9))
 
-    def greedy(_executable, prompts, count):
+    def continuations(_executable, prompts, count):
         assert (prompts.shape, count) == ((1, 9), 8)
         for place in range(count):
             for _ in range(4999 if place == 0 else 999):
                 next(ticks)
             yield place
 
-    monkeypatch.setattr(evaluate, "greedy", greedy)
+    monkeypatch.setattr(evaluate, "continuations", continuations)
     monkeypatch.setattr(evaluate.time, "perf_counter_ns", lambda: next(ticks))
     assert subject.generation(0.001) == (5.0, 1.0)
 

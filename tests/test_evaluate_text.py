@@ -149,7 +149,7 @@ def test_bits_per_character_of_characters_are_nats_in_other_units(nats):
 
 
 def test_calibration_looks_at_the_first_windows_of_a_long_text(trained, monkeypatch):
-    """All values of all layers are in memory at once, so their number is bounded."""
+    """A layer's values are in memory at once, so their number is bounded."""
     graph, data = trained
     monkeypatch.setattr("mlperf_opt.passes.calibration._TOKENS", 40)
     few = dataclasses.replace(data, calibration=Split(data.calibration.inputs[:5], data.calibration.targets[:5]))

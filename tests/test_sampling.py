@@ -1,4 +1,4 @@
-"""Sampling by the definition of each setting, and rows of different lengths that don't know of each other."""
+"""Sampling by the definition of each setting."""
 
 import math
 
@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
 
-from mlperf_opt.data import load_data
-from mlperf_opt.errors import ConfigError, SessionError
-from mlperf_opt.networks import MinimalTransformer
-from mlperf_opt.passes import PassContext
-from mlperf_opt.passes.kv_cache import KvCache
-from mlperf_opt.runtimes import COMPILED, NUMPY
-from mlperf_opt.sampling import SamplingSettings, choose, continuations
+from mlperf_opt.errors import ConfigError
+from mlperf_opt.sampling import SamplingSettings, choose
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
 rows_of_logits = hn.arrays(np.float32, st.integers(1, 20), elements=st.floats(-50, 50, width=32))
@@ -84,43 +79,3 @@ def test_temperature_zero_takes_the_first_of_the_most_likely():
 def test_wrong_numbers_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         SamplingSettings(**wrong)
-
-
-def _graph(cached, positions):
-    network = MinimalTransformer(vocabulary=9, context=12, layers=2, dim=8, heads=2, hidden=12, positions=positions)
-    graph = network.build("net", np.random.default_rng(4))
-    return KvCache()(graph, PassContext(load_data("reverse"), 0, NUMPY)).graph if cached else graph
-
-
-def _greedy(logits):
-    return logits.argmax(axis=-1)
-
-
-def _one_by_one(graph, prompt, count):
-    """The definition: the whole row again for each token."""
-    row = list(prompt)
-    for _ in range(count):
-        row.append(int(NUMPY.prepare(graph)(np.array([row]))[0, -1].argmax()))
-    return row[len(prompt) :]
-
-
-PROMPTS = [np.array(p) for p in ([1, 2, 3, 4, 5], [6], [7, 8, 0])]
-
-
-@pytest.mark.parametrize("runtime", [NUMPY, COMPILED], ids=["numpy", "compiled"])
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-def test_rows_of_different_lengths_are_what_each_is_alone(runtime, cached, positions):
-    expected = [_one_by_one(_graph(False, positions), prompt, 8) for prompt in PROMPTS]
-    executable = runtime.prepare(_graph(cached, positions))
-    together = np.stack(list(continuations(executable, PROMPTS, 8, _greedy)), axis=1)
-    assert together.tolist() == expected
-    assert len({tuple(row) for row in expected}) == 3
-
-
-@pytest.mark.parametrize("cached", [False, True])
-def test_more_than_the_context_is_refused(cached):
-    executable = NUMPY.prepare(_graph(cached, "learned"))
-    assert len(list(continuations(executable, PROMPTS, 8, _greedy))) == 8, "5 and 8, of which the last is never fed back"
-    with pytest.raises(SessionError, match="12"):
-        list(continuations(executable, PROMPTS, 9, _greedy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import codecs
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
 
 import numpy as np
@@ -19,7 +19,8 @@ from mlperf_opt.graph import Graph
 from mlperf_opt.measure import fix_threads
 from mlperf_opt.overrides import CommandLine
 from mlperf_opt.runner import apply_passes
-from mlperf_opt.sampling import SamplingSettings, choose, continuations
+from mlperf_opt.runtimes import continuations
+from mlperf_opt.sampling import SamplingSettings, choose
 from mlperf_opt.settings import build_settings
 
 HELP = "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0]"
@@ -75,7 +76,12 @@ def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str],
     readers = [_Reader(tokenizer, prompt, stop) for prompt in prompts]
     _show(readers, console)
     steps, started, first = 0, time.perf_counter(), 0.0
-    for chosen in continuations(executable, ids, settings.length, lambda logits: choose(settings, logits, generators)):
+    padded, lengths = _padded(ids)
+
+    def pick(logits: Array) -> Array:
+        return choose(settings, logits, generators)
+
+    for chosen in continuations(executable, padded, settings.length, lengths=lengths, pick=pick):
         steps += 1
         first = first or time.perf_counter() - started
         for reader, token in zip(readers, chosen.tolist(), strict=True):
@@ -122,6 +128,15 @@ def _encoded(prompt: str, tokenizer: Tokenizer, graph: Graph, length: int) -> Ar
         room = f"at most {context + 1 - len(ids)} behind a prompt of {len(ids)} tokens"
         raise ConfigError(f"length={length}: expected {room}, for the context of {graph.name} is {context}")
     return ids
+
+
+def _padded(ids: Sequence[Array]) -> tuple[Array, Array]:
+    """Return rows of different lengths as one array (N, longest), zeros behind them, and their lengths (N,)."""
+    lengths = np.array([len(row) for row in ids])
+    padded = np.zeros((len(ids), lengths.max()), np.int64)
+    for row, tokens in zip(padded, ids, strict=True):
+        row[: len(tokens)] = tokens
+    return padded, lengths
 
 
 class _Reader:

@@ -17,7 +17,7 @@ Method = Literal["minmax", "percentile", "mse"]
 Grid = tuple[Array, Array]  # scale float32 (), zero point uint8 ()
 
 _MSE_SAMPLE = 100_000  # values that the mse search looks at
-_TOKENS = 16_384  # of a text: every value of every layer is in memory at once
+_TOKENS = 16_384  # of a text: a layer's values are in memory at once
 _MSE_RATIOS = np.linspace(0.2, 1.0, 81)
 
 
@@ -61,8 +61,11 @@ def calibrate(graph: Graph, names: set[str], data: Dataset, method: Method, perc
     """
     inputs = data.calibration.inputs
     rows = max(1, _TOKENS // inputs.shape[1]) if inputs.dtype.kind == "i" else len(inputs)
-    values = intermediate_values(graph, names, inputs[:rows])
-    return {name: _grid(values[name].reshape(-1), method, percentile) for name in sorted(names)}
+
+    def grid(_name: str, value: Array) -> Grid:
+        return _grid(value.reshape(-1), method, percentile)
+
+    return intermediate_values(graph, names, inputs[:rows], of=grid)
 
 
 def _grid(values: Array, method: Method, percentile: float) -> Grid:

@@ -141,14 +141,17 @@ def _key_scales(graph: Graph, context: PassContext) -> dict[str, Weight]:
     attentions = [node for node in graph.nodes if node.op == "attention"]
     turned = {node.output for node in graph.nodes if node.op == "rotary"}
     rows = context.data.calibration.inputs[:_CALIBRATION_ROWS]
-    values = intermediate_values(graph, {node.argument("k") for node in attentions}, rows)
+
+    def channel_peaks(name: str, keys: Array) -> Array:
+        if name not in turned:
+            return np.abs(keys).max(axis=(0, 1))
+        pairs = keys.reshape(-1, keys.shape[-1] // 2, 2)
+        return np.repeat(np.sqrt(np.square(pairs).sum(axis=-1)).max(axis=0), 2)
+
+    peaks = intermediate_values(graph, {node.argument("k") for node in attentions}, rows, of=channel_peaks)
     found = {}
     for node in attentions:
-        k = node.argument("k")
-        peaks = np.abs(values[k]).max(axis=(0, 1))
-        if k in turned:
-            pairs = values[k].reshape(-1, values[k].shape[-1] // 2, 2)
-            peaks = np.repeat(np.sqrt(np.square(pairs).sum(axis=-1)).max(axis=0), 2)
-        scales = np.where(peaks > 0, peaks / CODE_LIMIT, 1).astype(np.float32)
+        peak = peaks[node.argument("k")]
+        scales = np.where(peak > 0, peak / CODE_LIMIT, 1).astype(np.float32)
         found[f"{node.output}.key_scale"] = Weight(coarse(scales).reshape(_heads(graph, node)))
     return found

@@ -1,8 +1,8 @@
-"""Greedy completion of prompts, with a cache where the graph has one, by recomputing everything where it has not."""
+"""Going on with token rows, with a cache where the graph has one, by recomputing everything where it has not."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,47 +12,64 @@ from mlperf_opt.errors import SessionError
 from mlperf_opt.runtimes.base import Executable
 
 Array = NDArray[Any]
+Pick = Callable[[Array], Array]  # logits (N, V) -> tokens (N,)
 
 
-def greedy(executable: Executable, prompts: Array, count: int) -> Iterator[Array]:
-    """Yield the most likely next tokens (N,) ``count`` times: the first after the prompt, each other after one step more.
+def greedy(logits: Array) -> Array:
+    """Return the most likely token of each row of logits (N, V), of equal ones the first: int64 (N,)."""
+    return logits.argmax(axis=-1)
+
+
+def continuations(
+    executable: Executable, prompts: Array, count: int, *, lengths: Array | None = None, pick: Pick = greedy
+) -> Iterator[Array]:
+    """Yield the next token of each row, int64 (N,), ``count`` times: the first after its prompt, each other after one more.
+
+    Rows are computed together, whatever the lengths of their prompts: padding stands behind a row, where causal attention
+    and a cache with a position for each row never look.
 
     Args:
-        executable: tokens (N, T) -> logits (N, T, V).
-        prompts: (N, P) token ids, all of one length.
+        executable: tokens (N, T) -> logits (N, T, V); a graph with a cache is stepped, another one computed anew each time.
+        prompts: (N, P) token ids; behind a row that is shorter than the longest, any.
         count: tokens to add.
+        lengths: (N,) tokens of each prompt; None where all have P.
+        pick: what takes a token from each row's logits.
 
     Raises:
-        SessionError: an empty prompt, nothing to add, or more tokens than the model's context.
+        SessionError: an empty prompt, a length beyond P, nothing to add, or more tokens than the model's context.
     """
-    rows, length = prompts.shape
+    rows, longest = prompts.shape
     context = executable.graph.limit
-    if length < 1:
+    if longest < 1 or (lengths is not None and lengths.min() < 1):
         raise SessionError("the prompt is empty: it must hold at least one token")
+    if lengths is not None and lengths.max() > longest:
+        raise SessionError(f"a prompt of {lengths.max()} tokens; expected 1 to {longest}")
     if count < 1:
         raise SessionError(f"count={count}: expected at least 1 token to add")
     # The last token is only returned, never fed back, so it needs no place.
-    places = length + count - 1
+    places = longest + count - 1
     if context is not None and places > context:
-        raise SessionError(f"{length} tokens and {count} more don't fit the context of {context} tokens")
+        raise SessionError(f"{longest} tokens and {count} more don't fit the context of {context} tokens")
     if executable.graph.state:
         session = executable.start(rows, places)
-        tokens = session.prefill(prompts).argmax(axis=-1)
+        tokens = pick(session.prefill(prompts, lengths))
         yield tokens
         for _ in range(count - 1):
-            tokens = session.decode(tokens).argmax(axis=-1)
+            tokens = pick(session.decode(tokens))
             yield tokens
         return
-    sequence = np.empty((rows, length + count), prompts.dtype)
-    sequence[:, :length] = prompts
-    for end in range(length, length + count):
-        sequence[:, end] = executable(sequence[:, :end])[:, -1].argmax(axis=-1)
-        yield sequence[:, end]
+    sequence = np.zeros((rows, longest + count), prompts.dtype)
+    sequence[:, :longest] = prompts
+    row, end = (slice(None), longest) if lengths is None else (np.arange(rows), lengths)
+    for step in range(count):
+        logits = executable(sequence[:, : longest + step])
+        sequence[row, end + step] = pick(logits[row, end + step - 1])
+        yield sequence[row, end + step]
 
 
 def complete(executable: Executable, prompts: Array, count: int) -> Array:
-    """Return the (N, count) tokens that `greedy` yields."""
-    return np.stack(list(greedy(executable, prompts, count)), axis=1)
+    """Return the most likely ``count`` tokens behind prompts (N, P) of one length, each after all before it: (N, count)."""
+    return np.stack(list(continuations(executable, prompts, count)), axis=1)
 
 
 def stepwise(executable: Executable, tokens: Array) -> Array:

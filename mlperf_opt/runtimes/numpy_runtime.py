@@ -124,13 +124,23 @@ def _reader(places: list[int]) -> Callable[[list[Array | None]], tuple[Array | N
     return itemgetter(*places)
 
 
-def intermediate_values(graph: Graph, names: set[str], *inputs: Array) -> dict[str, Array]:
-    """Run ``graph`` and return the named values: what calibration looks at. Inputs are returned too where named."""
-    found = {name: array for name, array in zip(graph.inputs, inputs, strict=False) if name in names}
+def intermediate_values(
+    graph: Graph, names: set[str], *inputs: Array, of: Callable[[str, Array], Any] = lambda _name, value: value
+) -> dict[str, Any]:
+    """Run ``graph`` and return the named values, inputs among them where named: what calibration looks at.
+
+    Args:
+        graph: without state.
+        names: values of the graph.
+        inputs: in the order of ``graph.inputs``.
+        of: (name, value) -> what to keep of it, asked for as soon as it is computed: the values of all layers together take
+            many times the memory of one.
+    """
+    found = {name: of(name, array) for name, array in zip(graph.inputs, inputs, strict=False) if name in names}
 
     def keep(node: Node, value: Array, _nanoseconds: int) -> None:
         if node.output in names:
-            found[node.output] = value
+            found[node.output] = of(node.output, value)
 
     NumpyExecutable(graph).observe(keep, *inputs)
     return found

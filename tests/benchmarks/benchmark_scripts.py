@@ -15,8 +15,9 @@ import context  # noqa: E402
 import decode  # noqa: E402
 import roofline  # noqa: E402
 import side_by_side  # noqa: E402
+import streaming  # noqa: E402
 
 os.environ.clear()
 os.environ.update(_environment)
 
-__all__ = ["BENCHMARKS", "context", "decode", "roofline", "side_by_side"]
+__all__ = ["BENCHMARKS", "context", "decode", "roofline", "side_by_side", "streaming"]

@@ -1,15 +1,18 @@
 """What the benchmarks compute apart from measuring: paired ratios, verdicts, tables, and what they refuse."""
 
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from benchmark_scripts import BENCHMARKS, context, roofline, side_by_side
+from benchmark_scripts import BENCHMARKS, context, roofline, side_by_side, streaming
 from targets import Target, figure, target_grid
 from windows import compare, summarize
 
-NAMES = ("side_by_side", "roofline", "decode", "context")
+from mlperf_opt.measure import nats_per_token
+
+NAMES = ("side_by_side", "roofline", "decode", "context", "streaming")
 
 
 class Clock:
@@ -135,6 +138,38 @@ def test_kept_times_are_drawn_one_curve_a_subject(tmp_path):
     context.draw(source, image)
     drawn = image.read_text()
     assert drawn.count("<!-- numpy, cache -->") == 1 and drawn.count("<!-- torch -->") == 1
+
+
+def _of_streams(nats):
+    """Three streams of two tokens each, of two classes, whose targets have these nats."""
+    chosen = np.exp(-np.array(nats))
+    targets = np.zeros((3, 2), np.int64)
+    return nats_per_token(lambda _: np.log(np.stack([chosen, 1 - chosen], axis=-1)), targets, targets, 3)
+
+
+def test_perplexities_are_compared_stream_by_stream():
+    other = _of_streams([[0.5, 0.7], [1.0, 2.0], [3.0, 0.4]])
+    # 0.1, 0.2 and 0.3 nats a token more: mean 0.2, deviation 0.1
+    one = _of_streams([[0.7, 0.7], [1.2, 2.2], [3.1, 0.9]])
+    half = 1.96 * 0.1 / 3**0.5
+    expected = [math.exp(0.2), math.exp(0.2 - half), math.exp(0.2 + half)]
+    assert streaming.ratio(one, other) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sinks, without, far, verdicts",
+    [
+        ([(1.0, 0.9, 1.08), (1.0, 0.9, 1.05)], (1.05, 1.02, 1.08), 1.0, ["met", "met", "met", "met"]),
+        ([(1.0, 0.9, 1.05), (1.05, 1.0, 1.12)], (1.05, 1.02, 1.08), 1.0, ["met", "missed", "met", "met"]),
+        ([(1.0, 0.9, 1.05), (1.0, 0.9, 1.05)], (1.05, 0.99, 1.11), 1.1, ["met", "met", "missed", "missed"]),
+        ([(1.0, 0.9, 1.05), (math.nan,) * 3], (math.nan,) * 3, 1.0, ["missed", "missed", "missed", "met"]),
+    ],
+)
+def test_streams_are_held_to_the_worse_end_of_an_interval(sinks, without, far, verdicts):
+    against = {"252 + 4 sinks": sinks, "64 + 0 sinks": [(2.0, 1.9, 2.1)] * 2}
+    found = streaming.checks(against, without, np.array([[1.0, far]] * 5))
+    assert [target.verdict for target in found] == verdicts
+    assert "nan" not in [figure(target.measured, target.unit) for target in found]
 
 
 def test_roofline_looks_its_promises_up_by_the_names_that_it_gives():

@@ -12,13 +12,16 @@ TINY = {
     "roofline": ["--short"],
     "decode": ["--tokens", "16"],
     "context": [],
+    "streaming": ["--short"],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 @pytest.mark.parametrize("form", [[], ["--markdown"]], ids=["screen", "markdown"])
-def test_runs(name, form, tmp_path):
+def test_runs(name, form, tmp_path, request):
+    if name == "streaming":
+        request.getfixturevalue("shakespeare")
     kept = tmp_path / "figures.json"
     command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *TINY[name], "--seconds", "0.01", "--json", str(kept), *form]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

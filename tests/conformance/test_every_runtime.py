@@ -12,7 +12,7 @@ from mlperf_opt.graph import Affine, Codebook, GraphBuilder
 from mlperf_opt.ops import OPS
 from mlperf_opt.passes import PassContext
 from mlperf_opt.resources import resource_dir
-from mlperf_opt.runtimes import NUMPY, RUNTIMES, RuntimeOptions, complete, greedy, intermediate_values, stepwise
+from mlperf_opt.runtimes import NUMPY, RUNTIMES, RuntimeOptions, complete, continuations, intermediate_values, stepwise
 
 pytestmark = pytest.mark.integration
 
@@ -268,7 +268,7 @@ def test_completion_is_the_same_with_and_without_a_cache(runtime, before):
     assert found[0].shape == (20, 8)
     assert (found[0] == found[1]).mean() >= (1.0 if before == "none" else 0.97)
     assert (found[0] == prompts[:, 7::-1]).all(axis=1).mean() >= 0.9, "the words, backwards"
-    steps = list(greedy(runtime.prepare(_graph("transformer", before, True)[0]), prompts, 3))
+    steps = list(continuations(runtime.prepare(_graph("transformer", before, True)[0]), prompts, 3))
     np.testing.assert_array_equal(np.stack(steps, axis=1), found[1][:, :3])
 
 

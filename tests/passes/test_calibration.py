@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pass_graphs import calibration_data, f32, linear_graph, two_bytes_up
 
+from mlperf_opt.measure import peak_bytes
 from mlperf_opt.passes.calibration import calibrate, coarse, grid_of
 
 METHODS = ["minmax", "percentile", "mse"]
@@ -103,3 +104,14 @@ def test_every_named_value_has_its_own_grid():
     graph = linear_graph((f32([2]), None), (f32([-3]), None))
     grids = calibrate(graph, {"x", "fc1"}, calibration_data(f32([0], [255])), "minmax", 99.99)
     assert {name: (float(s), int(z)) for name, (s, z) in grids.items()} == {"x": (1.0, 0), "fc1": (2.0, 0)}
+
+
+@pytest.mark.parametrize("method", ["minmax", "percentile"])
+def test_the_values_of_all_layers_are_never_held_together(method):
+    """Of 24 layers, all of which are asked for, a few are in memory at once: here one is 400 kB."""
+    rows, width, layers = 1000, 100, 24
+    graph = linear_graph(*[(np.eye(width, dtype=np.float32), None)] * layers)
+    data = calibration_data(np.ones((rows, width), np.float32))
+    names = {"x", *(node.output for node in graph.nodes)}
+    peak = peak_bytes(lambda: calibrate(graph, names, data, method, 99.99))
+    assert peak < 8 * rows * width * 4, "a percentile's float64 copies, beside an input and an output"

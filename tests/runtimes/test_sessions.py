@@ -15,7 +15,7 @@ from mlperf_opt.graph import Weight
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.kv_cache import KvCache
-from mlperf_opt.runtimes import RUNTIMES, complete, greedy, stepwise
+from mlperf_opt.runtimes import RUNTIMES, complete, continuations, stepwise
 
 VOCABULARY, CONTEXT = 9, 8
 each_runtime = pytest.mark.parametrize("runtime", list(RUNTIMES))
@@ -281,13 +281,13 @@ def greedily(row, count, runtime):
 @each_runtime
 @pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 6])
-def test_greedy_takes_the_likeliest_token_each_time(runtime, cached, count, rng):
+def test_a_completion_takes_the_likeliest_token_each_time(runtime, cached, count, rng):
     """6 after 3 is the most that fits: the last of them is never fed back."""
     prompts = rng.integers(0, VOCABULARY, (4, 3))
     executable = executables(runtime)[cached]
     expected = [greedily(row, count, runtime) for row in prompts.tolist()]
     np.testing.assert_array_equal(complete(executable, prompts, count), expected)
-    np.testing.assert_array_equal(np.stack(list(greedy(executable, prompts, count)), axis=1), expected)
+    np.testing.assert_array_equal(np.stack(list(continuations(executable, prompts, count)), axis=1), expected)
 
 
 @each_runtime
@@ -304,4 +304,4 @@ def test_greedy_takes_the_likeliest_token_each_time(runtime, cached, count, rng)
 )
 def test_a_completion_that_cannot_be_is_refused_before_any_work(runtime, cached, length, count, message):
     with pytest.raises(SessionError, match=message):
-        next(greedy(executables(runtime)[cached], np.zeros((2, length), np.int64), count))
+        next(continuations(executables(runtime)[cached], np.zeros((2, length), np.int64), count))
