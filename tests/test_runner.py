@@ -3,6 +3,7 @@
 import csv
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -24,26 +25,27 @@ PRUNE, FURTHER = {"sparsity": 0.5}, {"pass": "prune", "sparsity": 0.9}
 MEASURED = ("quality", "quality_ok", "file_bytes", "weights_ratio", "latency_p50_us", "speedup", "macs", "sparsity")
 
 
+def run_in(folder, passes, **changes):
+    """A run of the mlp that measures for a moment, and what it shows."""
+    plain = {
+        "model": {"name": "mlp", "family": "DigitMLP", "weights": None},
+        "data": {"name": "digits", "root": None},
+        "runtime": {"name": "numpy", "threads": 1},
+        "measure": {"seconds": 0.01, "throughput_batch": 32},
+        "passes": passes,
+        "seed": 0,
+        **changes,
+    }
+    shown = []
+    run = Run(build_config(plain), folder, shown.append)
+    run.shown = shown
+    return run
+
+
 @pytest.fixture
 def start(tmp_path):
-    """Return a function: passes -> a run of the mlp that measures for a moment, and what it shows."""
-
-    def make(passes, **changes):
-        plain = {
-            "model": {"name": "mlp", "family": "DigitMLP", "weights": None},
-            "data": {"name": "digits", "root": None},
-            "runtime": {"name": "numpy", "threads": 1},
-            "measure": {"seconds": 0.01, "throughput_batch": 32},
-            "passes": passes,
-            "seed": 0,
-            **changes,
-        }
-        shown = []
-        run = Run(build_config(plain), tmp_path, shown.append)
-        run.shown = shown
-        return run
-
-    return make
+    """Return a function: passes -> a run, in this test's folder."""
+    return partial(run_in, tmp_path)
 
 
 def table(path):
@@ -370,15 +372,20 @@ TRAINED = {
 }
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The hashes of a training run's models, which nobody stopped."""
+    folder = tmp_path_factory.mktemp("straight")
+    run_in(folder, TRAINED).execute()
+    assert not list(folder.glob("*.checkpoint"))
+    return [row["model_sha256"] for row in rows(folder)]
+
+
 @pytest.mark.parametrize(
     "stop", ["sparsify: epoch 2/3", "finetune: epoch 1/3", "finetune: epoch 3/3", "finetune: measuring"]
 )
-def test_an_interrupted_training_goes_on_in_the_same_folder(start, tmp_path, stop):
+def test_an_interrupted_training_goes_on_in_the_same_folder(start, tmp_path, uninterrupted, stop):
     """Also behind its own end: what a step has trained is not trained again because a later one was interrupted."""
-    run = start(TRAINED)
-    run.execute()
-    straight = [row["model_sha256"] for row in rows(tmp_path)]
-    assert not list(tmp_path.glob("*.checkpoint"))
     run = start(TRAINED)
     show = run._show
 
@@ -394,7 +401,7 @@ def test_an_interrupted_training_goes_on_in_the_same_folder(start, tmp_path, sto
     assert list(tmp_path.glob("*.checkpoint"))
     resumed = start(TRAINED)
     resumed.execute()
-    assert [row["model_sha256"] for row in rows(tmp_path)] == straight
+    assert [row["model_sha256"] for row in rows(tmp_path)] == uninterrupted
     assert {row["status"] for row in rows(tmp_path)} == {"VALID"}
     assert len([line for line in resumed.shown if ": epoch " in line]) == 6 - len(epochs)
     assert not list(tmp_path.glob("*.checkpoint"))

@@ -56,7 +56,11 @@ def straight(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "number, step", [(signal.SIGKILL, "02-finetune"), (signal.SIGINT, "01-prune")], ids=["kill", "Ctrl-C"]
+    "number, step",
+    [
+        pytest.param(signal.SIGKILL, "02-finetune", id="kill"),
+        pytest.param(signal.SIGINT, "01-prune", id="Ctrl-C", marks=pytest.mark.slow),
+    ],
 )
 def test_stopped_in_the_middle_of_a_training(straight, tmp_path, monkeypatch, number, step):
     folder = tmp_path / "run"

@@ -9,7 +9,7 @@ from mlperf_opt import cli
 pytestmark = pytest.mark.e2e
 
 
-@pytest.fixture(scope="module", params=["lenet300", "lenet5"])
+@pytest.fixture(scope="module", params=["lenet300", pytest.param("lenet5", marks=pytest.mark.slow)])
 def run(request, mnist_root, tmp_path_factory):
     """The name of a model and the rows of its main job, which took 10 ms of timing a step."""
     folder = tmp_path_factory.mktemp("run")

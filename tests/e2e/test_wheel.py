@@ -95,6 +95,7 @@ def test_the_main_job_runs_beside_foreign_folders(site, runtime, tmp_path):
     assert len(list(work.glob("outputs/*/*/02-prune.safetensors"))) == 1
 
 
+@pytest.mark.slow  # CI runs it
 def test_everything_that_reads_a_folder_of_the_package_finds_it(site, tmp_path):
     """Each command once, in one process: recipes, models, pipelines and pages of help come out of the wheel."""
     fast = ["runtime=numpy", "measure.seconds=0.01"]
