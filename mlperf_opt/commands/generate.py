@@ -19,7 +19,7 @@ from mlperf_opt.graph import Graph
 from mlperf_opt.measure import fix_threads
 from mlperf_opt.overrides import CommandLine
 from mlperf_opt.passes import KvCache
-from mlperf_opt.runner import apply_passes
+from mlperf_opt.runner import apply_passes, branch_note
 from mlperf_opt.runtimes import continuations
 from mlperf_opt.sampling import SamplingSettings, choose
 from mlperf_opt.settings import build_settings
@@ -71,6 +71,8 @@ def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str],
     # a window may lift the limit of the context, which only the graph behind the passes knows
     if not any(isinstance(step.apply, KvCache) and step.apply.window for step in last_branch(config.steps)):
         _check_room(prompts, ids, settings.length, graph)
+    if note := branch_note(config.steps):
+        console.print(note, style="dim", soft_wrap=True)
     if config.steps:  # they look at the data; without any the model file is all that is needed
         with console.status("starting") as status:
             graph = apply_passes(config, runtime, status.update)

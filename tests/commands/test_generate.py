@@ -202,6 +202,13 @@ def test_a_long_prompt_is_cut_in_its_error():
     assert str(error.value).startswith(f"prompt={('abc' * 14)[:40]}...: 300 tokens; expected at most 24")
 
 
+def test_of_a_pipeline_with_branches_the_last_is_named():
+    text = run(*REVERSE, "prompt=ABCDEFGH|", "pipeline=generation", "runtime=numpy")
+    left_out = "kv_cache, int8, int8_kv_cache, int8_int8_cache"
+    assert text == f"using the last branch (window), without {left_out}\nABCDEFGH|HGFEDCBA\n"
+    assert run(*REVERSE, "prompt=ABCDEFGH|", "passes=[quant,kv_cache]") == "ABCDEFGH|HGFEDCBA\n"
+
+
 def test_passes_need_the_data():
     with pytest.raises(DataError, match=r"set data\.path=FILE"):
         run(*_weights(CHAR), "prompt=ab", "length=3", "passes=[kv_cache]")
