@@ -45,7 +45,7 @@ def run(line: CommandLine, console: Console) -> int:
     (overrides,) = expand(replace(line, overrides=[w for w in line.overrides if w.partition("=")[0] not in _TEXTS]))
     plain = compose(GENERATE, overrides, line.config_dir)
     names = [field.name for field in fields(SamplingSettings)]
-    settings = build_settings(SamplingSettings, {name: plain[name] for name in names if name in plain}, "generate")
+    settings = build_settings(SamplingSettings, {name: plain[name] for name in names if name in plain}, "")
     config = build_config({key: value for key, value in plain.items() if key not in names} | {"measure": {}})
     if line.show:
         console.print(to_yaml([plain | texts]), soft_wrap=True, end="")

@@ -196,6 +196,12 @@ def test_without_a_window_the_context_is_the_limit_before_any_pass(monkeypatch):
         run(*_rotary(), "prompt=ab", "length=40", "passes=[kv_cache]", "data.path=abc.txt")
 
 
+@pytest.mark.parametrize("word", ["length=-1", "temperature=-1.0", "top_k=some"])
+def test_a_mistake_is_named_as_it_is_typed(word):
+    with pytest.raises(ConfigError, match=f"^{word}: expected"):
+        run(*_weights(CHAR), "prompt=ab", word)
+
+
 def test_a_long_prompt_is_cut_in_its_error():
     with pytest.raises(ConfigError) as error:
         run(*_weights(CHAR), f"prompt={'abc' * 100}", "length=1")
