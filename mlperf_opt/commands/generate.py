@@ -34,7 +34,7 @@ def run(line: CommandLine, console: Console) -> int:
 
     Raises:
         MlperfOptError: a wrong setting, a prompt that is empty, too long or has symbols that the model doesn't know, before
-            any pass is applied; where a pass sets a window, too long is what doesn't fit it.
+            any pass is applied. What is too long with a window is refused after the passes, before the first token.
     """
     if line.multirun:
         raise ConfigError("generate takes one model at a time, without -m")
