@@ -296,9 +296,9 @@ def check_fit(graph: Graph, data: Dataset) -> None:
         isinstance(want, str) or want == have for want, have in zip(spec.shape, inputs.shape, strict=True)
     )
     context = graph.context
-    advice = (
-        f": set model.vocabulary={data.tokenizer.size}, and train it" if data.tokenizer and data.task == "language" else ""
-    )
+    advice = ""
+    if data.tokenizer and data.task == "language":
+        advice = f": set model.vocabulary={data.tokenizer.size} (for bpe, data.vocabulary chooses the number), and train it"
     if not fits or spec.dtype != str(inputs.dtype) or (context is not None and inputs.shape[1] > context):
         limit = f" of at most {context} tokens" if context is not None else ""
         given = f"{inputs.dtype}[N,{','.join(map(str, inputs.shape[1:]))}]"

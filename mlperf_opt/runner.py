@@ -36,6 +36,13 @@ def apply_passes(config: RunConfig, runtime: Runtime, show: Show) -> Graph:
     return graph
 
 
+def branch_note(steps: tuple[Step, ...]) -> str | None:
+    """Return a line that says which steps `apply_passes` leaves out; None where it takes all."""
+    taken = [step.name for step in last_branch(steps)]
+    left = [step.name for step in steps if step.name not in taken]
+    return f"using the last branch ({', '.join(taken)}), without {', '.join(left)}" if left else None
+
+
 @dataclass(frozen=True)
 class _Done:
     """A finished step: what was saved, the model read back from it, and its row."""

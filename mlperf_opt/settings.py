@@ -24,25 +24,26 @@ def build_settings(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         cls: a dataclass whose fields are annotated with ``int, float, bool, str, tuple[...], dict[K, V], Literal[...]`` or
             ``X | None``.
         values: the settings; a missing key takes the field's default.
-        where: the key under which ``values`` stands (``passes.prune``), for messages.
+        where: the key under which ``values`` stands (``passes.prune``), for messages; empty for settings of the top level.
 
     Raises:
         ConfigError: an unknown key, a missing required key, a wrong type, or what ``__post_init__`` refuses.
     """
     hints = typing.get_type_hints(cls)
+    prefix = f"{where}." if where else ""
     fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in values:
         if key not in fields:
-            raise ConfigError(f"{where}.{key}: no such setting{did_you_mean(str(key), fields)}")
+            raise ConfigError(f"{prefix}{key}: no such setting{did_you_mean(str(key), fields)}")
     for name, field in fields.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and name not in values:
-            raise ConfigError(f"{where}.{name}: missing, and it has no default")
-    converted = {key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+            raise ConfigError(f"{prefix}{name}: missing, and it has no default")
+    converted = {key: _convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()}
     try:
         return cls(**converted)
     except ConfigError as error:
-        raise ConfigError(f"{where}.{error}") from None
+        raise ConfigError(f"{prefix}{error}") from None
 
 
 def require(ok: bool, name: str, value: object, expected: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from mlperf_opt.artifacts import save_arrays, save_graph
 from mlperf_opt.config import build_config, check_fit, check_seed, lineage, load, model_settings
-from mlperf_opt.data import Dataset, Split
+from mlperf_opt.data import Dataset, Split, load_data
 from mlperf_opt.errors import ArtifactError, ConfigError, PassError
 from mlperf_opt.graph import graph_hash
 from mlperf_opt.passes import PassContext
@@ -236,6 +236,16 @@ def test_too_small_a_transformer_is_refused(sizes, message):
     graph = model_settings({**TRANSFORMER, "name": "t", **sizes}).untrained(0)
     data = build_config(_plain(data__name="reverse")).data.load()
     with pytest.raises(ConfigError, match=message):
+        check_fit(graph, data)
+
+
+def test_a_vocabulary_of_another_size_than_that_of_the_byte_pairs_names_both_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("abab " * 400)
+    graph = model_settings({**TRANSFORMER, "name": "t", "vocabulary": 200}).untrained(0)
+    of_text = {"tokenizer": "bpe", "vocabulary": 258, "window": 8, "prompt": 3, "answer": 5}
+    data = load_data("text", path=str(tmp_path / "a.txt"), **of_text)
+    with pytest.raises(ConfigError, match=r"set model\.vocabulary=258 \(for bpe, data\.vocabulary chooses the number\)"):
         check_fit(graph, data)
 
 

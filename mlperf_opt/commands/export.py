@@ -20,7 +20,7 @@ from mlperf_opt.measure import Quality, fix_threads
 from mlperf_opt.onnx_export import IR_VERSION, OPSET, export
 from mlperf_opt.overrides import CommandLine
 from mlperf_opt.report import export_table, save_path, write_bytes
-from mlperf_opt.runner import apply_passes
+from mlperf_opt.runner import apply_passes, branch_note
 from mlperf_opt.runtimes import (
     NUMPY,
     ONNX,
@@ -62,6 +62,8 @@ def run(line: CommandLine, console: Console) -> int:
     path = save_path(f"outputs/models/{config.model.name}.onnx" if save is None else save, ".onnx")
     require_installed("export", "onnx", "onnxruntime")
     ours = NUMPY if config.runtime.name == ONNX.name else config.runtime.runtime
+    if note := branch_note(config.steps):
+        console.print(note, soft_wrap=True)
     with fix_threads(config.runtime.threads):
         with console.status("starting") as status:
             graph = apply_passes(config, ours, status.update)

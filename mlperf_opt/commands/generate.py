@@ -11,20 +11,22 @@ import numpy as np
 from rich.console import Console
 
 from mlperf_opt.composition import GENERATE, compose, expand, lint_folder, register_pipelines, to_yaml
-from mlperf_opt.config import RunConfig, build_config
+from mlperf_opt.config import RunConfig, build_config, last_branch
 from mlperf_opt.data import Tokenizer, tokenizer_from_data
 from mlperf_opt.data.dataset import Array
 from mlperf_opt.errors import ConfigError, DataError
 from mlperf_opt.graph import Graph
 from mlperf_opt.measure import fix_threads
 from mlperf_opt.overrides import CommandLine
-from mlperf_opt.runner import apply_passes
+from mlperf_opt.passes import KvCache
+from mlperf_opt.runner import apply_passes, branch_note
 from mlperf_opt.runtimes import continuations
 from mlperf_opt.sampling import SamplingSettings, choose
 from mlperf_opt.settings import build_settings
 
 HELP = "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0]"
 _TEXTS = ("prompt", "stop")  # any signs: Hydra's grammar never sees them
+_QUOTED = 40  # characters of a prompt in an error
 
 
 def run(line: CommandLine, console: Console) -> int:
@@ -32,7 +34,7 @@ def run(line: CommandLine, console: Console) -> int:
 
     Raises:
         MlperfOptError: a wrong setting, a prompt that is empty, too long or has symbols that the model doesn't know, before
-            any pass is applied.
+            any pass is applied. What is too long with a window is refused after the passes, before the first token.
     """
     if line.multirun:
         raise ConfigError("generate takes one model at a time, without -m")
@@ -43,7 +45,7 @@ def run(line: CommandLine, console: Console) -> int:
     (overrides,) = expand(replace(line, overrides=[w for w in line.overrides if w.partition("=")[0] not in _TEXTS]))
     plain = compose(GENERATE, overrides, line.config_dir)
     names = [field.name for field in fields(SamplingSettings)]
-    settings = build_settings(SamplingSettings, {name: plain[name] for name in names if name in plain}, "generate")
+    settings = build_settings(SamplingSettings, {name: plain[name] for name in names if name in plain}, "")
     config = build_config({key: value for key, value in plain.items() if key not in names} | {"measure": {}})
     if line.show:
         console.print(to_yaml([plain | texts]), soft_wrap=True, end="")
@@ -65,10 +67,16 @@ def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str],
     runtime = config.runtime.runtime
     graph = config.model.trained()
     tokenizer = _tokenizer(config, graph)
-    ids = [_encoded(prompt, tokenizer, graph, settings.length) for prompt in prompts]
+    ids = [_encoded(prompt, tokenizer) for prompt in prompts]
+    # a window may lift the limit of the context, which only the graph behind the passes knows
+    if not any(isinstance(step.apply, KvCache) and step.apply.window for step in last_branch(config.steps)):
+        _check_room(prompts, ids, settings.length, graph)
+    if note := branch_note(config.steps):
+        console.print(note, style="dim", soft_wrap=True)
     if config.steps:  # they look at the data; without any the model file is all that is needed
         with console.status("starting") as status:
             graph = apply_passes(config, runtime, status.update)
+        _check_room(prompts, ids, settings.length, graph)
     if notice := runtime.notice():
         console.print(notice, style="dim")
     executable = runtime.prepare(graph)
@@ -112,22 +120,34 @@ def _tokenizer(config: RunConfig, graph: Graph) -> Tokenizer:
     return found
 
 
-def _encoded(prompt: str, tokenizer: Tokenizer, graph: Graph, length: int) -> Array:
-    """Return the ids of a prompt that has room for ``length`` tokens behind it."""
+def _encoded(prompt: str, tokenizer: Tokenizer) -> Array:
     if not prompt:
         raise ConfigError("prompt= is empty: expected at least one symbol")
     try:
-        ids = tokenizer.encode(prompt)
+        return tokenizer.encode(prompt)
     except DataError as error:
-        raise ConfigError(f"prompt={prompt}: {error}") from None
-    context = graph.context
-    if context is not None and len(ids) > context:
-        raise ConfigError(f"prompt={prompt}: {len(ids)} tokens; expected at most {context}, the context of {graph.name}")
-    # the last token is only shown, never fed back, so it needs no place
-    if context is not None and len(ids) + length - 1 > context:
-        room = f"at most {context + 1 - len(ids)} behind a prompt of {len(ids)} tokens"
-        raise ConfigError(f"length={length}: expected {room}, for the context of {graph.name} is {context}")
-    return ids
+        raise ConfigError(f"prompt={_cut(prompt)}: {error}") from None
+
+
+def _check_room(prompts: list[str], ids: list[Array], length: int, graph: Graph) -> None:
+    """Raise `ConfigError` unless the graph has places for every prompt and ``length`` tokens behind it."""
+    limit = graph.limit
+    if limit is None:
+        return
+    for prompt, tokens in zip(prompts, ids, strict=True):
+        count = len(tokens)
+        if count > limit:
+            raise ConfigError(
+                f"prompt={_cut(prompt)}: {count} tokens; expected at most {limit}, the context of {graph.name}"
+            )
+        # the last token is only shown, never fed back, so it needs no place
+        if count + length - 1 > limit:
+            room = f"at most {limit + 1 - count} behind a prompt of {count} tokens"
+            raise ConfigError(f"length={length}: expected {room}, for the context of {graph.name} is {limit}")
+
+
+def _cut(prompt: str) -> str:
+    return prompt if len(prompt) <= _QUOTED else f"{prompt[:_QUOTED]}..."
 
 
 def _padded(ids: Sequence[Array]) -> tuple[Array, Array]:

@@ -47,18 +47,23 @@ class _Piece:
         with self.path.open("rb") as file:
             file.seek(self.start)
             while (left := self.end - file.tell()) > 0:
-                yield file.read(min(_PART, left))
+                part = file.read(min(_PART, left))
+                if not part:
+                    raise DataError(f"{self.path} became shorter while it was read")
+                yield part
 
     def text(self) -> Iterator[str]:
         """Yield the characters; line ends are as they are. Raises `DataError` for bytes that are no UTF-8."""
-        decoder, done = codecs.getincrementaldecoder("utf-8")(), self.start
+        decoder, read, decoded = codecs.getincrementaldecoder("utf-8")(), self.start, self.start
         try:
             for part in self.data():
                 yield decoder.decode(part)
-                done += len(part)
+                read += len(part)
+                # the decoder keeps the bytes of a character that has begun, and counts the place of an error from them on
+                decoded = read - len(decoder.getstate()[0])
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            raise DataError(f"{self.path} is no UTF-8 text: {error.reason} near byte {done + error.start}") from None
+            raise DataError(f"{self.path} is no UTF-8 text: {error.reason} near byte {decoded + error.start}") from None
 
 
 def load_text(
@@ -69,7 +74,8 @@ def load_text(
     Args:
         root: folder of data sets, in which `FILE` lies; None takes the environment variable MLPERF_OPT_DATA.
         path: the file; None for that of ``root``.
-        tokenizer: char, a token for each character that occurs, or bpe, byte pairs learned from the training split.
+        tokenizer: char, a token for each character that occurs in the file, held-out splits included, or bpe, byte pairs
+            learned from the training split alone.
         vocabulary: tokens of bpe.
         window: tokens of a sample: the model's context.
         prompt, answer: see `Dataset`; the answer is shorter where the window leaves less room.
@@ -80,7 +86,7 @@ def load_text(
 
     Raises:
         ConfigError: bpe without the package `tokenizers`.
-        DataError: no file, none of UTF-8 text, or too short a one.
+        DataError: no file, none of UTF-8 text, too short a one, or one that shrinks while it is read.
     """
     file = _find(root, path)
     if window is None:
@@ -118,7 +124,7 @@ def _find(root: str | None, path: str | None) -> Path:
     else:
         raise DataError(f"data=text needs a text: set data.path=FILE, or data.root or {ENVIRONMENT} to a folder with {FILE}")
     if not file.is_file():
-        raise DataError(f"{file} is missing: {advice}")
+        raise DataError(f"{file} is {'no file' if file.exists() else 'missing'}: {advice}")
     return file
 
 

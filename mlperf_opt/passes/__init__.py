@@ -27,4 +27,4 @@ PASSES: dict[str, type[Pass]] = {
     "export": Export,
 }
 
-__all__ = ["PASSES", "Pass", "PassContext", "PassResult"]
+__all__ = ["PASSES", "KvCache", "Pass", "PassContext", "PassResult"]

@@ -56,10 +56,8 @@ def read_metrics(path: Path) -> pd.DataFrame:
     import pandas as pd
 
     header, rows = _read_cells(path)
-    if "schema" not in header or not rows:
-        raise ConfigError(
-            f"{path}: not a metrics.csv of mlperf_opt (no {'rows' if 'schema' in header else 'column schema'})"
-        )
+    if not rows:
+        raise ConfigError(f"{path}: not a metrics.csv of mlperf_opt (no rows)")
     schemas = sorted({row[header.index("schema")] for row in rows})
     if schemas != [str(SCHEMA)]:
         raise ConfigError(f"{path}: written with schema {', '.join(map(repr, schemas))}; this version reads schema {SCHEMA}")
@@ -105,6 +103,8 @@ def _read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
         raise ConfigError(f"{path}: not a CSV file ({error})") from None
     except ValueError:  # nothing to unpack
         raise ConfigError(f"{path}: not a metrics.csv of mlperf_opt (empty)") from None
+    if "schema" not in header:
+        raise ConfigError(f"{path}: not a metrics.csv of mlperf_opt (no column schema)")
     for line, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise ConfigError(f"{path}, row {line}: {len(row)} cells under {len(header)} columns (a damaged file?)")

@@ -1,6 +1,7 @@
 """Training: differentiation of a graph, optimizers, the loop, checkpoints."""
 
 from mlperf_opt.training.autodiff import arguments, backward, gradients
+from mlperf_opt.training.dropout import check_dropout
 from mlperf_opt.training.loop import EpochReport, TrainResult, TrainSettings, train
 from mlperf_opt.training.objective import CROSS_ENTROPY, Distillation, Objective
 from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
@@ -22,6 +23,7 @@ __all__ = [
     "TrainSettings",
     "arguments",
     "backward",
+    "check_dropout",
     "clip_by_global_norm",
     "cosine",
     "gradients",

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph
 
 Array = NDArray[Any]
@@ -34,6 +35,12 @@ def droppable(graph: Graph) -> dict[str, int]:
         or (node.op == "linear" and node.output in added and not node.attributes.get("activation"))
     ]
     return {name: int(graph.specs[name].shape[-1]) for name in found}
+
+
+def check_dropout(graph: Graph, rate: float) -> None:
+    """Raise `ConfigError` where a rate above 0 would drop nothing."""
+    if rate and not droppable(graph):
+        raise ConfigError(f"train.dropout={rate}: {graph.name} has no residual branch to drop from; expected 0")
 
 
 def factors(widths: dict[str, int], shape: tuple[int, ...], rate: float, seed: tuple[int, ...]) -> dict[str, Array]:

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset, Loader
-from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph, graph_hash
 from mlperf_opt.settings import require
 from mlperf_opt.training.autodiff import arguments, gradients
 from mlperf_opt.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
-from mlperf_opt.training.dropout import droppable, factors
+from mlperf_opt.training.dropout import check_dropout, droppable, factors
 from mlperf_opt.training.masters import gradient_of, master_of, real_values, stored
 from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
@@ -155,10 +154,9 @@ def train(
         ArtifactError: the checkpoint is damaged or of another training.
         GraphError: the graph can't be differentiated.
     """
+    check_dropout(graph, settings.dropout)
     loader = Loader(data.train, settings.batch, seed, settings.shift, settings.steps)
     run = _Training(graph, settings, projection or Free(), objective, loader, threads)
-    if settings.dropout and not run.droppable:
-        raise ConfigError(f"train.dropout={settings.dropout}: {graph.name} has no residual branch to drop from; expected 0")
     state = run.initial_state(f"{graph_hash(graph)} {data.sha256} {settings} {seed}")
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, state)

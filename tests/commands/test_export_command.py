@@ -73,6 +73,12 @@ def test_a_pipeline_is_exported_as_its_last_step_leaves_it():
     assert shown[-1].startswith("cnn (") and "written to x.onnx" in shown[-1]
 
 
+def test_of_a_pipeline_with_branches_the_last_is_named():
+    status, shown = run("model=transformer", "pipeline=generation", "save=x.onnx")
+    assert status == 0
+    assert "using the last branch (window), without kv_cache, int8, int8_kv_cache, int8_int8_cache" in shown
+
+
 def test_an_old_file_is_replaced_whole_and_nothing_else_is_left(tmp_path):
     (tmp_path / "mlp.onnx").write_text("old")
     assert run("model=mlp", "passes=[]", "save=mlp.onnx")[0] == 0

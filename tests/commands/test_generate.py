@@ -74,6 +74,10 @@ def _weights(tokenizer=None, **changed):
 CHAR = CharTokenizer(" ,abc")
 
 
+def _rotary():
+    return [word for word in _weights(CHAR, positions="rotary") if word != "model.positions=learned"]
+
+
 def test_the_file_is_all_that_is_needed():
     """No text, no data folder; and the same seed draws the same."""
     words = [*_weights(CHAR), "prompt=ab", "length=20", "temperature=1"]
@@ -171,6 +175,44 @@ def test_a_mistake_is_refused_before_any_work(words, text, monkeypatch):
         run(*CHARGPT.split(), *words.split())
     assert text in str(error.value)
     assert not Path("outputs").exists()
+
+
+WINDOW = ("passes=[kv_cache]", "passes.kv_cache.window=6", "data.path=abc.txt")
+
+
+def test_a_window_goes_on_behind_the_context():
+    """Rotary positions only: others end where their table ends."""
+    words = ["prompt=ab", "length=40", "temperature=1", *WINDOW]
+    text = run(*_rotary(), *words)
+    assert text.startswith("ab") and len(text.removesuffix("\n")) == 42 > NET["context"]
+    assert len(run(*_rotary(), f"prompt={'abc' * 9}", "length=2", *WINDOW).removesuffix("\n")) == 29
+    with pytest.raises(ConfigError, match="length=40: expected at most 23 behind a prompt of 2 tokens"):
+        run(*_weights(CHAR), *words)
+
+
+def test_without_a_window_the_context_is_the_limit_before_any_pass(monkeypatch):
+    monkeypatch.setattr(generate, "apply_passes", lambda *_: pytest.fail("no pass may be applied"))
+    with pytest.raises(ConfigError, match="length=40: expected at most 23"):
+        run(*_rotary(), "prompt=ab", "length=40", "passes=[kv_cache]", "data.path=abc.txt")
+
+
+@pytest.mark.parametrize("word", ["length=-1", "temperature=-1.0", "top_k=some"])
+def test_a_mistake_is_named_as_it_is_typed(word):
+    with pytest.raises(ConfigError, match=f"^{word}: expected"):
+        run(*_weights(CHAR), "prompt=ab", word)
+
+
+def test_a_long_prompt_is_cut_in_its_error():
+    with pytest.raises(ConfigError) as error:
+        run(*_weights(CHAR), f"prompt={'abc' * 100}", "length=1")
+    assert str(error.value).startswith(f"prompt={('abc' * 14)[:40]}...: 300 tokens; expected at most 24")
+
+
+def test_of_a_pipeline_with_branches_the_last_is_named():
+    text = run(*REVERSE, "prompt=ABCDEFGH|", "pipeline=generation", "runtime=numpy")
+    left_out = "kv_cache, int8, int8_kv_cache, int8_int8_cache"
+    assert text == f"using the last branch (window), without {left_out}\nABCDEFGH|HGFEDCBA\n"
+    assert run(*REVERSE, "prompt=ABCDEFGH|", "passes=[quant,kv_cache]") == "ABCDEFGH|HGFEDCBA\n"
 
 
 def test_passes_need_the_data():

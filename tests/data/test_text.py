@@ -1,6 +1,7 @@
 """A text as a stream of tokens: split by position, every token a target once, kept in a cache that may fail."""
 
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -170,6 +171,21 @@ def test_what_is_no_text_is_refused(content, changed, message, tmp_path):
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize("part", range(1, 8))
+@pytest.mark.parametrize("content, place", [(b"ab\xe2\x82x" + b"cd " * 400, 2), (b"abc " * 400 + b"\xe2\x82", 1600)])
+def test_the_place_of_what_is_no_text_is_that_in_the_file(content, place, part, tmp_path, monkeypatch):
+    """Wherever a part ends, within the broken character too."""
+    monkeypatch.setattr(text, "_PART", part)
+    with pytest.raises(DataError, match=rf"near byte {place}$"):
+        _load(tmp_path, content)
+
+
+def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path):
+    piece = text._Piece(Path(_file(tmp_path, "abcdef")), 0, 10)
+    with pytest.raises(DataError, match=r"verse\.txt became shorter while it was read"):
+        list(piece.data())
+
+
 def test_a_missing_text_is_refused(tmp_path):
     with pytest.raises(DataError, match="is missing: give data.path=FILE, any UTF-8 text"):
         text.load_text(None, **SETTINGS | {"path": str(tmp_path / "nowhere.txt")})
@@ -177,8 +193,9 @@ def test_a_missing_text_is_refused(tmp_path):
         text.load_text(str(tmp_path), **SETTINGS)
     with pytest.raises(DataError, match=r"set data\.path=FILE, or data\.root or MLPERF_OPT_DATA"):
         text.load_text(None, **SETTINGS)
-    with pytest.raises(DataError, match="is missing"):
-        text.load_text(None, **SETTINGS | {"path": str(tmp_path)})
+    for place in (str(tmp_path), "/dev/null"):
+        with pytest.raises(DataError, match=f"{place} is no file: give data.path=FILE"):
+            text.load_text(None, **SETTINGS | {"path": place})
 
 
 def test_the_answer_has_the_room_that_the_window_leaves(tmp_path):

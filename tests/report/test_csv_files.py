@@ -193,6 +193,7 @@ def test_other_files_are_refused(tmp_path):
         (b"", "empty"),
         (b"\xff\xfe\x00", "not a text in UTF-8"),
         (b"a,b\n1,2\n", "no column schema"),
+        (b"# A page\n\nof text, with commas\n", "not a metrics.csv of mlperf_opt"),
         (",".join(columns()).encode(), "no rows"),
     ]:
         path.write_bytes(content)

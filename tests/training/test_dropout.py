@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from training_oracles import central_differences, mean_cross_entropy, points
 
+from mlperf_opt import cli
 from mlperf_opt.data import Dataset, Split
 from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import graph_hash
@@ -96,6 +97,14 @@ def test_dropout_where_nothing_can_be_dropped_is_refused():
     network = DigitMLP(image=(1, 1, 2), sizes=(2, 4, 3)).build("mlp", np.random.default_rng(0))
     with pytest.raises(ConfigError, match=r"train\.dropout=0\.1: mlp has no residual branch to drop from; expected 0"):
         train(network, points(), TrainSettings(epochs=1, dropout=0.1), seed=0)
+
+
+def test_the_command_refuses_it_before_anything_is_shown_or_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", "model=mlp", "train.epochs=1", "train.dropout=0.1", "save=new/w.safetensors"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err == "error: train.dropout=0.1: mlp has no residual branch to drop from; expected 0\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, float("nan")])
