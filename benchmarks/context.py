@@ -313,7 +313,7 @@ def draw(source: Path, image: Path) -> None:
         )
     axes.set(xscale="log", yscale="log", xlabel="tokens in sight", ylabel="microseconds for a token")
     axes.set_xticks(CONTEXTS, [str(context) for context in CONTEXTS], minor=False)
-    axes.legend(fontsize="small")
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     axes.grid(visible=True, alpha=0.3)
     figure.savefig(image, metadata={"Date": None} if image.suffix == ".svg" else None)
 

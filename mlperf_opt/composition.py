@@ -216,9 +216,18 @@ def compose(name: str, overrides: list[str], config_dir: Path | None) -> dict[st
     except OverrideParseException as error:
         raise ConfigError(_unreadable(error.override)) from None
     except (HydraException, OmegaConfBaseException, *_ESCAPES) as error:
+        if was_interrupted(error):
+            raise KeyboardInterrupt from None
         raise ConfigError(_explain(error, name, overrides, config_dir)) from None
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def was_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C is what lies behind an error: OmegaConf makes one of its own of whatever comes up in it."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def to_yaml(jobs: list[dict[str, Any]]) -> str:

@@ -3,8 +3,20 @@
 import dataclasses
 
 import pytest
+from hydra.errors import ConfigCompositionException
+from omegaconf.errors import OmegaConfBaseException
 
-from mlperf_opt.composition import MAIN, TRAIN, compose, expand, fixed, lint_folder, register_pipelines, to_yaml
+from mlperf_opt.composition import (
+    MAIN,
+    TRAIN,
+    compose,
+    expand,
+    fixed,
+    lint_folder,
+    register_pipelines,
+    to_yaml,
+    was_interrupted,
+)
 from mlperf_opt.errors import ConfigError
 from mlperf_opt.overrides import CommandLine, parse
 from mlperf_opt.passes import PASSES
@@ -162,3 +174,24 @@ def test_yaml_of_jobs_reads_back():
 
     jobs = [compose(MAIN, [f"seed={seed}"], None) for seed in (1, 2)]
     assert list(yaml.safe_load_all(to_yaml(jobs))) == jobs
+
+
+def test_ctrl_c_while_hydra_composes_is_no_mistake(monkeypatch):
+    """An error of its own clean-up may come up while the interrupt passes through, wrapped once more."""
+
+    def interrupted(*_arguments):
+        try:
+            try:
+                raise KeyboardInterrupt
+            finally:
+                raise OmegaConfBaseException("cleaning up")
+        except OmegaConfBaseException as error:
+            raise ConfigCompositionException from error
+
+    monkeypatch.setattr("hydra.compose", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        compose(MAIN, [], None)
+
+
+def test_an_error_without_an_interrupt_stays_one():
+    assert not was_interrupted(ConfigCompositionException("no such key"))

@@ -23,6 +23,7 @@ from mlperf_opt.composition import (
     lint_folder,
     register_pipelines,
     to_yaml,
+    was_interrupted,
 )
 from mlperf_opt.config import RunConfig, build_config, load
 from mlperf_opt.errors import ConfigError, MlperfOptError
@@ -181,10 +182,10 @@ def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, P
     sys.argv = [arguments[0], *flags, *line.overrides, *search, *extra]
     try:
         hydra.main(version_base=VERSION_BASE, config_path=str(resource_dir("conf")), config_name=MAIN)(entry)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:
+        if isinstance(error, KeyboardInterrupt) or was_interrupted(error):
+            raise KeyboardInterrupt(f"finished steps are on disk{_how_to_go_on(folders, line)}") from None
         raise ConfigError(first_line(error)) from None
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"finished steps are on disk{_how_to_go_on(folders, line)}") from None
     finally:
         sys.argv = arguments
     if escaped:
