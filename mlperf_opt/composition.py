@@ -288,6 +288,6 @@ def _unreadable(word: str) -> str:
     return f"{word}: can't be read; a value with other than plain characters is written '{key}=\"{value}\"'"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of Hydra's words that says anything."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -183,7 +183,7 @@ def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, P
     try:
         hydra.main(version_base=VERSION_BASE, config_path=str(resource_dir("conf")), config_name=MAIN)(entry)()
     except (HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:
-        if isinstance(error, KeyboardInterrupt) or was_interrupted(error):
+        if was_interrupted(error):
             raise KeyboardInterrupt(f"finished steps are on disk{_how_to_go_on(folders, line)}") from None
         raise ConfigError(first_line(error)) from None
     finally:
