@@ -4,7 +4,8 @@ chargpt (256 tokens of context, rotary) reads streams of 1,024 tokens of the tes
 that keeps so many of the last tokens and so many of the first, the sinks. On the same tokens the full cache, which ends with
 the trained context: "by parts", windows of 256 that begin anew, as the command measures quality; "sliding", for every eighth
 token from 256 on, just the 256 tokens up to it, computed anew: what a window of 256 sees. Intervals are over streams, those
-of ratios over the differences in each stream. Times: batch 1, one thread, the caches take turns in one process.
+of ratios over the differences in each stream. Times: batch 1, one thread, the caches take turns in one process. And how much
+of the attention the first four tokens of a window get, from the tokens of its second half: what sinks would be for.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ from windows import CLOCKS, Clock
 from mlperf_opt.artifacts import load_graph
 from mlperf_opt.data import Dataset, load_data
 from mlperf_opt.errors import MlperfOptError
+from mlperf_opt.graph import Graph
 from mlperf_opt.measure import Quality, fix_threads, median_ratio_interval, nats_per_token
 from mlperf_opt.passes import PASSES, PassContext
 from mlperf_opt.report.grid import Grid, build_grid
 from mlperf_opt.resources import resource_dir
-from mlperf_opt.runtimes import COMPILED, NUMPY, Executable, stepwise
+from mlperf_opt.runtimes import COMPILED, NUMPY, Executable, intermediate_values, stepwise
 
 Array = NDArray[Any]
 _CONTEXT, _LENGTH, _STEPS = 256, 1024, 16
@@ -41,6 +43,7 @@ _KINDS |= {
     f"{w} + {s} sinks": {"window": w, "sinks": s} for w, s in ((252, 4), (256, 0), (60, 4), (64, 0), (28, 4), (32, 0))
 }
 _SECONDS, _LEAST_ROUNDS = 30.0, 5
+_FIRST, _WINDOWS = 4, 32
 
 
 def main() -> int:
@@ -59,6 +62,7 @@ def main() -> int:
         caches = {n: COMPILED.prepare(PASSES["kv_cache"](**kind)(graph, context).graph) for n, kind in _KINDS.items()}
         logits = {name: _read(name, executable, tokens) for name, executable in caches.items()}
         sliding = _nats(_slide(COMPILED.prepare(graph), tokens), targets[:, _SLIDING])
+        shares = _shares(graph, tokens.reshape(-1, _CONTEXT)[:_WINDOWS])
         times = _times(caches, tokens[:1], arguments.seconds or _SECONDS / share, CLOCKS[arguments.clock])
     part = {name: {r: _nats(one[:, p], targets[:, p]) for r, p in _PARTS.items()} for name, one in logits.items()}
     whole = {name: _nats(one, targets) for name, one in logits.items()}
@@ -72,6 +76,7 @@ def main() -> int:
     tables = [
         (f"Perplexity (nats a token) by the place in {len(tokens)} streams", build_grid(rows, left=("cache",))),
         ("Perplexity against the full cache, and microseconds for a token of one stream", _ratio_grid(against, times)),
+        (f"Attention on the first {_FIRST} of {_CONTEXT} tokens, from the second half: % of all, mean", _share_grid(shares)),
         ("Promised", target_grid(promised)),
     ]
     show(system, tables, conditions(system, arguments.clock), as_markdown=arguments.markdown)
@@ -113,6 +118,33 @@ def ratio(one: Quality, other: Quality) -> tuple[float, float, float]:
     half = 1.96 * differences.std(ddof=1) / np.sqrt(len(differences))
     middle, low, high = np.exp(differences.mean() + np.array([0, -half, half])).tolist()
     return middle, low, high
+
+
+def _shares(graph: Graph, tokens: Array) -> dict[str, Array]:
+    """Return attention node -> the share (heads,) of attention that the first tokens of windows (N, _CONTEXT) get."""
+    progress("attention on the first tokens")
+    nodes = [node for node in graph.nodes if node.op == "attention"]
+    names = {node.argument(side) for node in nodes for side in ("q", "k")}
+    values = intermediate_values(graph, names, tokens)
+    later = np.arange(_CONTEXT // 2, _CONTEXT)
+    found = {}
+    for node in nodes:
+        heads = int(node.attributes["heads"])
+        q, k = (values[node.argument(side)].reshape(*tokens.shape, heads, -1).swapaxes(1, 2) for side in ("q", "k"))
+        scores = q[:, :, later] @ k.mT / np.sqrt(k.shape[-1])
+        shares = np.exp(np.where(np.arange(_CONTEXT) <= later[:, None], scores, -np.inf))
+        found[node.output] = (shares[..., :_FIRST].sum(axis=-1) / shares.sum(axis=-1)).mean(axis=(0, 2))
+    return found
+
+
+def _share_grid(shares: dict[str, Array]) -> Grid:
+    heads = max(len(found) for found in shares.values())
+    even = np.full(heads, np.mean(_FIRST / np.arange(_CONTEXT // 2 + 1, _CONTEXT + 1)))
+    rows = [
+        {"": name} | {f"head {head + 1}": f"{100 * share:.2f}" for head, share in enumerate(found)}
+        for name, found in (shares | {"if spread evenly": even}).items()
+    ]
+    return build_grid(rows, left=("",))
 
 
 def _times(caches: dict[str, Executable], tokens: Array, seconds: float, clock: Clock) -> dict[str, Array]:

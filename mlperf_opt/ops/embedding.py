@@ -29,8 +29,11 @@ def _infer(tokens: Spec, table: Spec) -> Spec:
 
 def check_tokens(tokens: Array, size: int) -> None:
     """Raise `GraphError` unless all ids are in 0..size - 1."""
-    # Seen as unsigned a negative id is a huge one: one look instead of two, which counts in a decode step.
-    if tokens.size and np.maximum.reduce(tokens.view(f"u{tokens.itemsize}"), axis=None) >= size:
+    if tokens.size == 1:  # a decode step
+        fits = 0 <= tokens.item() < size
+    else:  # seen as unsigned a negative id is a huge one: one look instead of two
+        fits = not tokens.size or tokens.view(f"u{tokens.itemsize}").max() < size
+    if not fits:
         raise GraphError(f"embedding: token ids must be 0..{size - 1}, got {tokens.min()}..{tokens.max()}")
 
 
@@ -58,7 +61,7 @@ def _places(x: Array, offset: Array | None, capacity: int) -> Array | slice:
         if time > capacity:
             raise GraphError(f"positions: {time} tokens, but the model knows {capacity} places")
         return slice(0, time)
-    return offset[:, None] + np.arange(time)
+    return offset[:, None] if time == 1 else offset[:, None] + np.arange(time)
 
 
 def _vectors(table: Array, places: Array | slice) -> Array:

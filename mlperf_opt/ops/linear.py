@@ -18,13 +18,14 @@ def _infer(x: Spec, weight: Spec, bias: Spec | None, *, activation: str = "") ->
 
 
 def _forward(x: Array, weight: Array, bias: Array | None, *, activation: str = "") -> Array:
-    is_row = 0 < x.size == x.shape[-1]
+    is_row = 0 < x.size == weight.shape[1]
     # (M, K) . (K,) for one row: the same product of BLAS with less around it, which is half of what a decode step takes
-    y = weight.dot(x.reshape(-1)) if is_row else x @ weight.T  # (..., K) @ (K, M)
+    y = weight.dot(x.ravel()) if is_row else x @ weight.T  # (..., K) @ (K, M)
     if bias is not None:
         y += bias
-    y = activate(y, activation)
-    return y.reshape(x.shape[:-1] + y.shape) if is_row else y
+    if activation:
+        y = activate(y, activation)
+    return y[(None,) * (x.ndim - 1)] if is_row else y
 
 
 def _vjp(

@@ -1,0 +1,68 @@
+"""The function that the numpy runtime writes for a graph: nothing but numbered names, and values let go of in time."""
+
+import keyword
+import re
+import weakref
+
+import numpy as np
+import pytest
+
+from mlperf_opt.errors import GraphError
+from mlperf_opt.graph import Graph, Node, Weight, verify
+from mlperf_opt.networks import DigitMLP
+from mlperf_opt.ops import Spec
+from mlperf_opt.runtimes import NUMPY
+from mlperf_opt.runtimes.numpy_runtime import NumpyExecutable, _written
+
+HOSTILE = ["x), __import__('os').abort() #", "run", "node0", "\n    raise SystemExit\n", "None"]
+
+
+def _chain(names, **attributes):
+    """w (w relu(x)) for names (x, w, three nodes), with w = 2."""
+    x, w, first, second, third = names
+    nodes = (
+        Node("relu", (x,), first, attributes),
+        Node("linear", (first, w, ""), second),
+        Node("linear", (second, w, ""), third),
+    )
+    weights = {w: Weight(2 * np.eye(2, dtype=np.float32))}
+    return Graph(name="t", inputs={x: Spec(("N", 2), "float32")}, nodes=nodes, outputs=(third,), weights=weights)
+
+
+def test_no_text_of_a_graph_gets_into_the_source():
+    graph = verify(_chain(HOSTILE))
+    source, outside = _written(graph)
+    words = set(re.findall(r"\w+", source)) - set(keyword.kwlist)
+    assert all(re.fullmatch(r"run|value\d+|node\d+", word) for word in words), words
+    assert set(re.sub(r"\w+", "", source)) <= set("(),:= \n") and all(re.fullmatch(r"value\d+", name) for name in outside)
+    np.testing.assert_array_equal(NUMPY.prepare(graph)(np.array([[-3, 5]], np.float32)), [[0, 20]])
+
+
+@pytest.mark.parametrize("key", ["x=1), node0(", "out", "more"])
+def test_an_attribute_that_the_op_does_not_know_is_refused_before_anything_is_written(key):
+    with pytest.raises(GraphError):
+        verify(_chain(["x", "w", "a", "b", "c"], **{key: 1}))
+
+
+def test_a_value_is_let_go_of_behind_its_last_reader():
+    alive, seen = {}, {}
+
+    def observe(node, value, _nanoseconds):
+        alive[node.output] = weakref.ref(value)
+        seen[node.output] = sorted(name for name, reference in alive.items() if reference() is not None)
+
+    output = NumpyExecutable(_chain(["x", "w", "a", "b", "c"])).observe(observe, np.ones((3, 2), np.float32))
+    assert seen == {"a": ["a"], "b": ["a", "b"], "c": ["b", "c"]}
+    assert alive["c"]() is output
+
+
+def test_calls_and_observed_calls_are_the_same(rng):
+    graph = DigitMLP().build("net", rng)
+    (spec,) = graph.inputs.values()
+    x, nodes = rng.random((4, *spec.shape[1:]), np.float32), []
+    executable = NumpyExecutable(graph)
+    expected = executable(x)
+    np.testing.assert_array_equal(executable.observe(lambda node, *_: nodes.append(node.output), x), expected)
+    assert nodes == [node.output for node in graph.nodes]
+    with pytest.raises(GraphError, match="takes 1 inputs, got 2"):
+        executable(x, x)
