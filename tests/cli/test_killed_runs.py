@@ -17,12 +17,12 @@ pytestmark = pytest.mark.cli
 SPARSIFY = [
     "passes.prune.sparsity=0.8",
     "passes.prune.schedule=geometric",
-    "passes.prune.epochs=60",
+    "passes.prune.epochs=40",
     "passes.prune.batch=16",
 ]
-TRAINED = ["passes=prune+finetune", *SPARSIFY, "passes.finetune.epochs=60", "runtime=numpy", "seed=3", *FAST]
+TRAINED = ["passes=prune+finetune", *SPARSIFY, "passes.finetune.epochs=40", "seed=3", *FAST]
 SHORT = ["pipeline=deep_compression", *(f"passes.{step}.epochs=25" for step in ("prune", "retrain", "retrain_shared"))]
-SHORT += [*(f"passes.{step}.shift=0" for step in ("prune", "retrain", "retrain_shared")), "runtime=numpy", *FAST]
+SHORT += [*(f"passes.{step}.shift=0" for step in ("prune", "retrain", "retrain_shared")), *FAST]
 
 
 def files(folder):
