@@ -245,7 +245,7 @@ def test_a_pass_that_changes_its_input_is_stopped(rows, monkeypatch):
 
 def test_an_invalid_row_of_a_sweep_is_told_by_the_exit_status(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep = ["-m", "passes=[profile]", "seed=0,1", "hydra.sweep.dir=s", "measure.seconds=0.01"]
+    sweep = ["-m", "passes=[profile]", "seed=0,1", "hydra.sweep.dir=s", "measure.seconds=0.004"]
     assert cli.main(sweep) == 0
     wrap(monkeypatch, "profile", zeroed)
     assert cli.main(sweep) == 1

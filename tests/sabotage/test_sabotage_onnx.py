@@ -139,7 +139,7 @@ def test_a_broken_onnx_form_gives_no_file(monkeypatch, arguments, op, change):
 def test_the_ordinary_run_fails_and_writes_no_file(name, monkeypatch, tmp_path, capsys):
     arguments, op, change = BREAKAGES[name]
     monkeypatch.chdir(tmp_path)
-    words = [*arguments, "measure.seconds=0.01"]
+    words = [*arguments, "measure.seconds=0.004"]
     assert cli.main([*words, "hydra.run.dir=whole"]) == 0
     assert [path.name for path in tmp_path.glob("whole/*.onnx")] == ["02-export.onnx"]
     _break(monkeypatch, op, change)
