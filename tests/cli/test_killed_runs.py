@@ -91,9 +91,9 @@ def test_killed_again_and_again_at_any_moment(tmp_path):
     expected = files(tmp_path / "straight")
     assert len(expected) == 5
     rng, kills = random.Random(5), 0
-    words, seconds = [*SHORT, "hydra.run.dir=run"], 2.0
+    words, seconds = [*SHORT, "hydra.run.dir=run"], 1.2
     for _ in range(40):
-        end = time.monotonic() + rng.uniform(0.5, seconds)
+        end = time.monotonic() + rng.uniform(0.3, seconds)
         if not stop_when(tmp_path, words, lambda end=end: time.monotonic() > end, signal.SIGKILL):
             break
         kills += 1
