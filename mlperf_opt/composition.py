@@ -21,16 +21,22 @@ _ESCAPES = (AssertionError, AttributeError, LookupError, RecursionError, TypeErr
 _HEADER = re.compile(r"^\s*#\s*@\s*package\s+(.*)$", re.MULTILINE)
 
 
-def register_pipelines(config_dir: Path | None) -> None:
+def register_pipelines(line: CommandLine) -> None:
     """Offer every pipeline file as an option of the group ``pipeline``; its steps replace ``passes``.
+
+    Where nothing can choose one, neither a word nor a file of the user's own, none is offered: Hydra copies all that is
+    registered for each composition.
 
     Raises:
         ConfigError: a file that is unreadable or holds what a pipeline may not hold.
     """
     from hydra.core.config_store import ConfigStore
 
-    store = ConfigStore.instance()
+    store, config_dir = ConfigStore.instance(), line.config_dir
+    store.repo.pop("pipeline", None)  # of the command line before, in the same process
     store.store(group="pipeline", name="none", node={}, package="_global_")
+    if config_dir is None and not any("pipeline" in word for word in line.overrides):
+        return
     folders = [resource_dir("pipelines"), *([config_dir / "pipelines"] if config_dir else [])]
     for path in (path for folder in folders for path in sorted(folder.glob("*.yaml"))):
         content = _lint_file(path)

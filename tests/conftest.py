@@ -18,8 +18,10 @@ if os.environ.get("CI"):
     hypothesis.settings.load_profile("ci")
 
 
-def pytest_collection_finish():
-    """Thousands of collected tests live to the end: the collector, which runs before each timing, need not visit them."""
+@pytest.fixture(autouse=True, scope="module")
+def _what_lasts_is_not_visited_again():
+    """Thousands of tests, and what modules keep, live to the end: the collector, which runs before each timing, need not
+    visit them."""
     gc.collect()
     gc.freeze()
 

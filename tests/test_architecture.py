@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def _name(path):
     return str(path.relative_to(ROOT))
 
 
+@cache
 def _tree(path):
     return ast.parse(path.read_text(encoding="utf-8"))
 

@@ -31,7 +31,7 @@ def refused(text, call, *arguments):
 
 @pytest.fixture(autouse=True)
 def _pipelines():
-    register_pipelines(None)
+    register_pipelines(CommandLine([]))
 
 
 @pytest.mark.parametrize("names", [["quant", "prune"], ["prune", "quant"], ["profile", "prune", "finetune", "quant"], []])
@@ -55,7 +55,7 @@ def test_a_model_chooses_its_data_unless_told_otherwise():
 def test_a_pipeline_replaces_the_default_passes(tmp_path):
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines" / "rounds.yaml").write_text("passes: {b: {pass: prune}, a: {pass: prune, sparsity: 1e-1}}")
-    register_pipelines(tmp_path)
+    register_pipelines(CommandLine([], config_dir=tmp_path))
     steps = compose(MAIN, ["pipeline=rounds", "passes.b.sparsity=0.2", "passes.b.scope=layer"], tmp_path)["passes"]
     assert list(steps) == ["b", "a"]
     defaults = dataclasses.asdict(PASSES["prune"]()) | {"skip": [], "keep": []}

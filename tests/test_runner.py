@@ -31,7 +31,7 @@ def run_in(folder, passes, **changes):
         "model": {"name": "mlp", "family": "DigitMLP", "weights": None},
         "data": {"name": "digits", "root": None},
         "runtime": {"name": "numpy", "threads": 1},
-        "measure": {"seconds": 0.01, "throughput_batch": 32},
+        "measure": {"seconds": 0.004, "throughput_batch": 32},
         "passes": passes,
         "seed": 0,
         **changes,
@@ -346,7 +346,7 @@ STEPS = {"prune": PRUNE, "finetune": {"epochs": 1}, "quant": {}, "profile": {}}
 @pytest.mark.usefixtures("unread_test_split")
 def test_settings_are_chosen_without_reading_a_test_sample(start, tmp_path):
     """Quality is that of the 200 calibration samples, counted here by hand, and every place says so."""
-    run = start(STEPS, measure={"seconds": 0.01, "throughput_batch": 32, "split": "calibration"})
+    run = start(STEPS, measure={"seconds": 0.004, "throughput_batch": 32, "split": "calibration"})
     run.execute()
     samples = load_data("digits").calibration
     for row in rows(tmp_path):

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ _TOTAL = 1 << 20  # probabilities are integers that add up to this
 _CODER_TOTAL = 1 << 24  # constriction's own resolution
 _WORD_BYTES = 4
 _CURVE = 0  # number of bins that says: a curve, no histogram
+_COARSE = np.arange(0, 256, 10)  # values of the two parameters of a curve, tried first
 _BIN_COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
 
 
@@ -156,12 +157,11 @@ def _best_byte(hits: int, misses: int) -> int:
 
 def _candidates(base: Model, counts: Array) -> Iterator[Model]:
     """Yield the curve that fits best and a histogram of every size, for these counts of the magnitudes low..high-1."""
-    slopes, bends = np.arange(0, 256, 10), np.arange(0, 256, 10)
-    for radius in (9, 0):  # a coarse grid, then every value around its best
-        slope, bend = _best_curve(counts, slopes, bends)
-        slopes, bends = (np.arange(max(v - radius, 0), min(v + radius, 255) + 1) for v in (slope, bend))
-    yield replace(base, shape=bytes([slope, bend]))
     width = counts.size
+    best = _best_curve(counts, _grid(_COARSE, _COARSE), _coarse_curves()[:width])
+    fine = _grid(*(np.arange(max(v - 9, 0), min(v + 9, 255) + 1) for v in best))  # every value around the best
+    slope, bend = _best_curve(counts, fine, _curve(fine, width))
+    yield replace(base, shape=bytes([slope, bend]))
     for bins in (*(b for b in _BIN_COUNTS if b < width), width):
         if not counts.any():
             return
@@ -172,11 +172,22 @@ def _candidates(base: Model, counts: Array) -> Iterator[Model]:
         yield replace(base, bins=bins, shape=shape.astype(np.uint8).tobytes())
 
 
-def _best_curve(counts: Array, slopes: Array, bends: Array) -> tuple[int, int]:
-    slope, bend = (grid.ravel() for grid in np.meshgrid(slopes, bends))
-    weights = _curve(np.stack([slope, bend]), counts.size).astype(np.float64) + 1
+def _grid(slopes: Array, bends: Array) -> Array:
+    """Return every pair as a shape, (2, M)."""
+    return np.stack([grid.ravel() for grid in np.meshgrid(slopes, bends)])
+
+
+@cache
+def _coarse_curves() -> Array:
+    """Return the curves of the coarse grid at their longest; their first weights are those of any shorter one."""
+    return _curve(_grid(_COARSE, _COARSE), MAX_MAGNITUDE)
+
+
+def _best_curve(counts: Array, shapes: Array, curves: Array) -> tuple[int, int]:
+    """Return the one of the shapes (2, M) whose curve, of ``curves`` (W, M), codes ``counts`` (W,) in the fewest bits."""
+    weights = curves.astype(np.float64) + 1
     best = int(np.argmax(counts @ np.log2(weights / weights.sum(axis=0))))
-    return int(slope[best]), int(bend[best])
+    return int(shapes[0, best]), int(shapes[1, best])
 
 
 # the bytes

@@ -49,7 +49,7 @@ def run(line: CommandLine, console: Console) -> int:
         raise ConfigError("export takes one model at a time, without -m")
     if line.config_dir is not None:
         lint_folder(line.config_dir)
-    register_pipelines(line.config_dir)
+    register_pipelines(line)
     # `save` is no setting of a run, so it has no place in the primary config
     added = [f"+{word}" if word.partition("=")[0] == "save" else word for word in line.overrides]
     (overrides,) = expand(replace(line, overrides=added))

@@ -40,7 +40,7 @@ def run(line: CommandLine, console: Console) -> int:
         raise ConfigError("generate takes one model at a time, without -m")
     if line.config_dir is not None:
         lint_folder(line.config_dir)
-    register_pipelines(line.config_dir)
+    register_pipelines(line)
     texts = {key: _texts(line, key) for key in _TEXTS}
     (overrides,) = expand(replace(line, overrides=[w for w in line.overrides if w.partition("=")[0] not in _TEXTS]))
     plain = compose(GENERATE, overrides, line.config_dir)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import sys
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -59,7 +57,7 @@ def run(line: CommandLine, console: Console) -> int:
     """
     if line.config_dir is not None:
         lint_folder(line.config_dir)
-    register_pipelines(line.config_dir)
+    register_pipelines(line)
     if line.show:
         return _show_configuration(line, console)
     _check(line)
@@ -155,6 +153,7 @@ def _is_valid(records: Sequence[Record]) -> bool:
 def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, Path, int], None]) -> None:
     """Hand over to Hydra, which makes the folders and calls ``task`` for each job."""
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
@@ -175,19 +174,17 @@ def _run_hydra(line: CommandLine, extra: list[str], task: Callable[[RunConfig, P
                 escaped.append(error)
 
     search = [f"hydra.searchpath=[file://{line.config_dir}]"] if line.config_dir else []
-    flags = ["--multirun"] if line.multirun else []
-    # Without it Hydra prints an exception itself and exits with 1; ours reach the face of errors.
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    arguments = sys.argv
-    sys.argv = [arguments[0], *flags, *line.overrides, *search, *extra]
+    overrides = [*line.overrides, *search, *extra, f"hydra.mode={'MULTIRUN' if line.multirun else 'RUN'}"]
     try:
-        hydra.main(version_base=VERSION_BASE, config_path=str(resource_dir("conf")), config_name=MAIN)(entry)()
+        # What hydra.main does with words of its own, which are checked here already, and once more to find the mode.
+        with hydra.initialize_config_dir(str(resource_dir("conf")), job_name="optimize", version_base=VERSION_BASE):
+            app = GlobalHydra.instance().hydra
+            assert app is not None
+            (app.multirun if line.multirun else app.run)(MAIN, entry, overrides)
     except (HydraException, OmegaConfBaseException, KeyboardInterrupt) as error:
         if was_interrupted(error):
             raise KeyboardInterrupt(f"finished steps are on disk{_how_to_go_on(folders, line)}") from None
         raise ConfigError(first_line(error)) from None
-    finally:
-        sys.argv = arguments
     if escaped:
         raise escaped[0]
 

@@ -152,7 +152,16 @@ class Graph:
 
     def readers(self, weight: str) -> list[str]:
         """Return the names of the nodes that read a weight, in whatever part."""
-        return [node.output for node in self.nodes if weight in (split_name(name)[0] for name in node.inputs)]
+        return list(self._readers.get(weight, ()))
+
+    @cached_property
+    def _readers(self) -> Mapping[str, list[str]]:
+        """Every weight (and value) with the nodes that read it: writing ONNX asks for each weight of each node."""
+        found: dict[str, list[str]] = {}
+        for node in self.nodes:
+            for name in dict.fromkeys(split_name(name)[0] for name in node.inputs):
+                found.setdefault(name, []).append(node.output)
+        return found
 
     def _uses(self, roles: str) -> Iterator[tuple[Node, str, str]]:
         for node in self.nodes:

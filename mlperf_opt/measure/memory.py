@@ -13,9 +13,10 @@ def peak_bytes(call: Callable[[], object]) -> int:
     tracemalloc sees numpy's arrays, but not what BLAS or compiled code allocates for itself. Tracing slows a call several
     times, so never time it; and call once before, or the peak counts what only a first call does (compiling, caching).
     """
-    gc.collect()
     tracing = tracemalloc.is_tracing()
-    if not tracing:
+    if tracing:
+        gc.collect()  # what it frees meanwhile would be taken off the peak; what was there before tracing is not counted
+    else:
         tracemalloc.start()
     try:
         tracemalloc.reset_peak()

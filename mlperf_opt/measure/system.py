@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,9 @@ def cpu_flags() -> list[str]:
     return _cpu()[1]
 
 
+@cache
 def _version(name: str) -> str | None:
+    """Return the version of an installed package; looking for it reads folders and files, and a sweep asks for each job."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:

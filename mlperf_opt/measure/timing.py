@@ -1,8 +1,9 @@
 """Interleaved timing of a candidate against a baseline, and of the baseline against itself.
 
 On a shared machine the speed drifts by more than most optimizations gain. So the two are never timed one after the other:
-they alternate in windows of about 2 ms, each candidate window is compared with the baseline window beside it, and a second
-baseline in the same rotation shows what a difference of nothing looks like here and now.
+they alternate in windows of about 2 ms (shorter where six rounds would take longer than the time given), each candidate
+window is compared with the baseline window beside it, and a second baseline in the same rotation shows what a difference of
+nothing looks like here and now.
 """
 
 from __future__ import annotations
@@ -98,8 +99,9 @@ def time_pair(
     medians: list[list[float]] = [[], [], []]
     latencies: list[NDArray[np.float64]] = []
     with _no_garbage_collection():
-        baseline_count = _queries_per_window(baseline, warmup_seconds, clock)
-        counts = (baseline_count, baseline_count, _queries_per_window(candidate, warmup_seconds, clock))
+        window_ns = min(_WINDOW_NS, seconds * 1e9 / (len(_ORDERS) * len(calls)))
+        baseline_count = _queries_per_window(baseline, window_ns, warmup_seconds, clock)
+        counts = (baseline_count, baseline_count, _queries_per_window(candidate, window_ns, warmup_seconds, clock))
         end = clock() + seconds * 1e9
         while clock() < end or len(latencies) < len(_ORDERS):
             queries = rng.integers(0, 2**31, max(counts)).tolist()
@@ -176,7 +178,7 @@ def _window(call: Call, queries: Any, clock: Clock) -> NDArray[np.float64]:
     return window
 
 
-def _queries_per_window(call: Call, warmup_seconds: float, clock: Clock) -> int:
+def _queries_per_window(call: Call, window_ns: float, warmup_seconds: float, clock: Clock) -> int:
     """Warm up, and return how many queries make a window."""
     taken: list[float] = []
     end = clock() + warmup_seconds * 1e9
@@ -185,7 +187,7 @@ def _queries_per_window(call: Call, warmup_seconds: float, clock: Clock) -> int:
         if len(taken) >= _MAX_QUERIES and not any(taken):
             raise MlperfOptError("cannot time: the clock stands still")
     typical = float(np.median(taken))
-    return _MAX_QUERIES if typical == 0 else int(np.clip(_WINDOW_NS / typical, 1, _MAX_QUERIES))
+    return _MAX_QUERIES if typical == 0 else int(np.clip(window_ns / typical, 1, _MAX_QUERIES))
 
 
 def _positive_median(window: NDArray[np.float64]) -> float:

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from benchmark_scripts import BENCHMARKS, context, roofline, side_by_side, streaming
+from benchmark_scripts import BENCHMARKS, context, decode, roofline, side_by_side, streaming
 from targets import Target, figure, target_grid
 from windows import compare, summarize
 
@@ -179,36 +179,35 @@ def test_roofline_looks_its_promises_up_by_the_names_that_it_gives():
     assert verdicts == ["met", "-", "missed", "-", "-"]
 
 
-@pytest.mark.cli
 @pytest.mark.parametrize(
-    "name, words, line",
+    "script, words, line",
     [
-        ("side_by_side", ["--models", "lenet"], "side_by_side.py: --models lenet: no such name; did you mean 'lenet5'?"),
-        ("side_by_side", ["--clock", "cpu", "--threads", "2"], "side_by_side.py: --clock cpu: adds up"),
-        ("roofline", ["--seconds", "0"], "roofline.py: argument --seconds: 0: expected a number above 0"),
-        ("roofline", ["--json", "no/such/folder"], "roofline.py: argument --json: no/such/folder: no file can be written"),
-        ("decode", ["--tokens", "8"], "decode.py: --tokens 8: expected more than 8"),
-        ("context", ["--draw", "none.csv"], "context.py: argument --draw: expected 2 arguments"),
-        ("context", ["--draw", "none.csv", "a.svg"], "context.py: none.csv: no such file"),
-        ("context", ["--draw", __file__, "a.nothing"], "context.py: a.nothing: expected an image as .svg, .png or .pdf"),
-        ("context", ["--csv", "no/such/folder"], "context.py: argument --csv: no/such/folder: no file can be written"),
-        ("decode", ["--token", "8"], "decode.py: unrecognized arguments"),
+        (side_by_side, ["--models", "lenet"], "side_by_side.py: --models lenet: no such name; did you mean 'lenet5'?"),
+        (side_by_side, ["--clock", "cpu", "--threads", "2"], "side_by_side.py: --clock cpu: adds up"),
+        (roofline, ["--seconds", "0"], "roofline.py: argument --seconds: 0: expected a number above 0"),
+        (roofline, ["--json", "no/such/folder"], "roofline.py: argument --json: no/such/folder: no file can be written"),
+        (decode, ["--tokens", "8"], "decode.py: --tokens 8: expected more than 8"),
+        (context, ["--draw", "none.csv"], "context.py: argument --draw: expected 2 arguments"),
+        (context, ["--draw", "none.csv", "a.svg"], "context.py: none.csv: no such file"),
+        (context, ["--draw", __file__, "a.nothing"], "context.py: a.nothing: expected an image as .svg, .png or .pdf"),
+        (context, ["--csv", "no/such/folder"], "context.py: argument --csv: no/such/folder: no file can be written"),
+        (decode, ["--token", "8"], "decode.py: unrecognized arguments"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_2(name, words, line):
-    done = _run(name, *words)
-    assert done.returncode == 2
-    assert done.stderr.startswith(line) and done.stderr.count("\n") == 1 and done.stdout == ""
+def test_a_mistake_is_one_line_and_status_2(script, words, line, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *words])
+    with pytest.raises(SystemExit) as ended:
+        sys.exit(script.main())
+    said = capsys.readouterr()
+    assert ended.value.code == 2
+    assert said.err.startswith(line) and said.err.count("\n") == 1 and said.out == ""
 
 
 @pytest.mark.cli
 @pytest.mark.parametrize("name", NAMES)
 def test_help_says_what_is_compared(name):
-    done = _run(name, "--help")
+    """As a process, which shows too that it finds its modules."""
+    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "interleaved" in done.stdout.lower() or "turns" in done.stdout
-
-
-def _run(name, *words):
-    command = [sys.executable, str(BENCHMARKS / f"{name}.py"), *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)

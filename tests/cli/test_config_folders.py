@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MLP = ROOT / "models" / "mlp" / "weights.safetensors"
-FAST = ["measure.seconds=0.02", "measure.throughput_batch=64"]
+FAST = ["measure.seconds=0.01", "measure.throughput_batch=64"]
 NOT_ALLOWED = "configurations are data, never code"
 pytestmark = pytest.mark.integration
 

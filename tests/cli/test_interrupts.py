@@ -7,7 +7,7 @@ import time
 
 import pandas as pd
 import pytest
-from cli_process import command, environment, leftovers, run
+from cli_process import command, environment, leftovers
 
 from mlperf_opt import cli
 from mlperf_opt.commands import train as train_command
@@ -33,7 +33,7 @@ def interrupted_when(folder, words, condition):
 
 def test_a_run_keeps_its_finished_steps(tmp_path):
     run_folder = tmp_path / "run"
-    words = command("passes=[quant,prune]", "hydra.run.dir=run", "measure.seconds=2")
+    words = command("passes=[quant,prune]", "hydra.run.dir=run", "runtime=numpy", "measure.seconds=0.8")
     status, err = interrupted_when(tmp_path, words, (run_folder / "summary.md").exists)
     assert status == 130
     assert err == "interrupted: finished steps are on disk\n"
@@ -45,7 +45,7 @@ def test_a_run_keeps_its_finished_steps(tmp_path):
 
 def test_a_sweep_keeps_its_finished_jobs(tmp_path):
     summary = tmp_path / "sweep" / "summary.csv"
-    words = command("-m", "seed=1,2", "passes=[prune]", "hydra.sweep.dir=sweep", "measure.seconds=0.5")
+    words = command("-m", "seed=1,2", "passes=[prune]", "hydra.sweep.dir=sweep", "runtime=numpy", "measure.seconds=0.5")
     status, err = interrupted_when(tmp_path, words, summary.exists)
     assert status == 130
     assert err == "interrupted: finished steps are on disk\n"
@@ -57,7 +57,7 @@ def test_a_sweep_keeps_its_finished_jobs(tmp_path):
     assert not (tmp_path / "sweep" / "multirun.yaml").exists()
 
 
-def test_training_resumes_to_the_same_weights(tmp_path):
+def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     """A checkpoint after each epoch instead of each few seconds, or the test would take long."""
     settings = ["model=mlp", "train.epochs=100"]
     code = "import sys; from mlperf_opt import cli; from mlperf_opt.commands import train; train._CHECKPOINT_SECONDS = 0;"
@@ -67,8 +67,9 @@ def test_training_resumes_to_the_same_weights(tmp_path):
     assert status == 130
     assert err == "interrupted: the same command goes on from the checkpoint\n"
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["w.checkpoint"]
-    assert run(tmp_path, "train", *settings, "save=a/w.safetensors").returncode == 0
-    assert run(tmp_path, "train", *settings, "save=b/w.safetensors").returncode == 0
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *settings, "save=a/w.safetensors"]) == 0
+    assert cli.main(["train", *settings, "save=b/w.safetensors"]) == 0
     assert (tmp_path / "a" / "w.safetensors").read_bytes() == (tmp_path / "b" / "w.safetensors").read_bytes()
     assert not checkpoint.exists()
 

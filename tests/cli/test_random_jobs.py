@@ -64,7 +64,7 @@ def folder():
 def test_a_job_runs_whole_or_leaves_nothing(capsys, folder, line):
     words, passes, jobs = line
     capsys.readouterr()
-    status = cli.main([*words, "measure.seconds=0.01", "measure.throughput_batch=8"])
+    status = cli.main([*words, "measure.seconds=0.004", "measure.throughput_batch=8"])
     out, err = capsys.readouterr()
     tables = sorted(folder.glob("outputs/**/metrics.csv"))
     try:

@@ -13,6 +13,7 @@ from mlperf_opt.data import DATASETS
 from mlperf_opt.evaluate import MeasureSettings
 from mlperf_opt.graph import verify
 from mlperf_opt.networks import FAMILIES
+from mlperf_opt.overrides import CommandLine
 from mlperf_opt.passes import PASSES
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runtimes import RUNTIMES
@@ -70,8 +71,8 @@ def _check_equal(found, expected):
 
 @pytest.fixture(autouse=True, scope="module")
 def _pipelines_are_known():
-    """`compose` needs them as options of their group."""
-    register_pipelines(None)
+    """`compose` needs the group, were it only for none."""
+    register_pipelines(CommandLine([]))
 
 
 each_shipped = pytest.mark.parametrize("path", SHIPPED, ids=_name)
@@ -206,7 +207,9 @@ def test_a_setting_of_a_pass_reaches_it():
 @pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.yaml")), ids=_name)
 def test_every_pipeline_builds(path):
     content = _read(path)
-    config = build_config(compose(MAIN, [f"pipeline={path.stem}"], None))
+    words = [f"pipeline={path.stem}"]
+    register_pipelines(CommandLine(words))
+    config = build_config(compose(MAIN, words, None))
     assert [step.name for step in config.steps] == list(content["passes"])
     assert len(config.promises) == len(content.get("promises", []))
     assert content["description"].strip()

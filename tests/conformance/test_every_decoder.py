@@ -58,12 +58,12 @@ def test_a_token_at_a_time_is_the_whole_sequence(runtime, kind, form):
     """At every place of every row; numpy on whole sequences is what the papers say (tests/networks)."""
     expected = NUMPY.prepare(passed(kind, form))(TOKENS)
     limit = 1e-4 if form in EXACT else 0.05 * np.abs(expected).max()
-    for graph in (passed(kind, form), passed(kind, form, cached=True)):
-        executable = runtime.prepare(graph)
+    executables = [runtime.prepare(passed(kind, form, cached)) for cached in (False, True)]
+    for executable in executables:
         np.testing.assert_allclose(executable(TOKENS), expected, rtol=0, atol=limit)
         np.testing.assert_allclose(stepwise(executable, TOKENS), expected, rtol=0, atol=limit)
     if form in EXACT:
-        found, wanted = (complete(runtime.prepare(passed(kind, form, c)), TOKENS[:, :3], 6) for c in (True, False))
+        wanted, found = (complete(executable, TOKENS[:, :3], 6) for executable in executables)
         np.testing.assert_array_equal(found, wanted)
 
 

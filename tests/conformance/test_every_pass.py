@@ -112,9 +112,15 @@ each_case = pytest.mark.parametrize("name, settings, model", CASES)
 each_pass = pytest.mark.parametrize("name", list(PASSES))
 
 
-def _config(model, passes):
+@cache
+def _sizes(model):
     sizes = yaml.safe_load((resource_dir("conf") / "model" / f"{model}.yaml").read_text(encoding="utf-8"))
     sizes.pop("defaults", None)
+    return sizes
+
+
+def _config(model, passes):
+    sizes = dict(_sizes(model))
     data = {"name": MODELS[model], "root": None}
     return build_config({"model": sizes, "data": data, "runtime": {}, "measure": {}, "passes": passes, "seed": 3})
 

@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reader")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        assert cli.main(["passes=[]", "hydra.run.dir=run", "measure.seconds=0.01"]) == 0
+        assert cli.main(["passes=[]", "hydra.run.dir=run", "measure.seconds=0.004"]) == 0
     return folder
 
 

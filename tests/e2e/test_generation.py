@@ -16,6 +16,7 @@ def test_one_run_compares_every_kind_of_cache(tmp_path, monkeypatch):
         "passes.window.window=6",
         "hydra.run.dir=run",
         "measure.seconds=0.05",
+        "measure.throughput_batch=16",
     ]
     assert cli.main(words) == 0
     rows = pd.read_csv(tmp_path / "run" / "metrics.csv").set_index("name")

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.e2e
 def run(request, mnist_root, tmp_path_factory):
     """The name of a model and the rows of its main job, which took 10 ms of timing a step."""
     folder = tmp_path_factory.mktemp("run")
-    words = [f"model={request.param}", "passes=[prune,quant]", f"data.root={mnist_root}", "measure.seconds=0.01"]
+    words = [f"model={request.param}", "passes=[prune,quant]", f"data.root={mnist_root}", "measure.seconds=0.004"]
     with pytest.MonkeyPatch.context() as patch, np.errstate(all="raise", under="ignore"):
         patch.chdir(folder)
         assert cli.main(words) == 0

@@ -28,7 +28,7 @@ def test_on_the_digits_a_few_bytes_are_enough(tmp_path, monkeypatch):
         "passes.finetune.lr=0.005",
     ]
     batches = _shorter("sparsify", "finetune", batch=25, shift=0)
-    status, rows = _run(tmp_path, "model=mlp", "pipeline=smallest", *sizes, *batches, "measure.seconds=0.01")
+    status, rows = _run(tmp_path, "model=mlp", "pipeline=smallest", *sizes, *batches, "measure.seconds=0.004")
     assert status == 0 and (rows["status"] == "VALID").all()
     first, last = rows.iloc[0], rows.iloc[-1]
     assert last["weights_ratio"] < 1 / 25 and last["quality"] > first["quality"] - 0.06

@@ -94,6 +94,14 @@ def test_the_time_is_kept():
     assert 1.2e9 <= clock.now < 1.22e9
 
 
+def test_a_short_time_holds_six_rounds_of_shorter_windows():
+    clock = FakeClock()
+    result = pair(clock, lambda _: 10_000, lambda _: 5_000, seconds=0.009, warmup_seconds=0.001)
+    # 9 ms are 18 windows of 0.5 ms
+    assert (result.rounds, result.n, result.speedup) == (6, 6 * 100, 2.0)
+    assert clock.now == 2 * 1e6 + 9e6
+
+
 def test_a_slow_model_gets_six_rounds_and_says_what_is_missing():
     result = pair(FakeClock(), lambda _: 2e9, lambda _: 1e9)
     assert (result.rounds, result.n, result.speedup) == (6, 6, 2.0)
@@ -119,9 +127,10 @@ def test_windows_take_every_order_and_get_the_same_queries():
 
         return call
 
-    time_pair(recorder("A"), recorder("B"), seconds=0.01, seed=0, warmup_seconds=0, clock=clock)
+    time_pair(recorder("A"), recorder("B"), seconds=0.037, seed=0, warmup_seconds=0, clock=clock)
     rounds = np.array(log[6:], dtype=object).reshape(-1, 3, 2, 2)  # round, window, query of 1 ms, (who, query)
-    assert len(rounds) == 6
+    assert len(rounds) == 7
+    rounds = rounds[:6]
     places = [list(one[:, 0, 0]).index("B") for one in rounds]
     assert sorted(places) == [0, 0, 1, 1, 2, 2]
     for one in rounds:

@@ -42,7 +42,7 @@ BROKEN = {
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_a_wrong_kernel_differs_from_the_numpy_runtime(rows, healthy, monkeypatch, what):
-    job = ["model=transformer" if "attention" in what else "model=mlp", "passes=[profile]"]
+    job = ["model=transformer" if "attention" in what else "model=mlp", "passes=[profile]", "measure.split=calibration"]
     healthy(*job)
     BROKEN[what](monkeypatch)
     status, table, _ = rows(*job)
@@ -81,7 +81,7 @@ CACHES = {
 @pytest.mark.parametrize("what", CACHES)
 def test_a_wrong_cache_differs_from_the_numpy_runtime(rows, healthy, monkeypatch, what):
     dtype, breaks = CACHES[what]
-    job = ["model=transformer", "passes=[kv_cache]", f"passes.kv_cache.dtype={dtype}"]
+    job = ["model=transformer", "passes=[kv_cache]", f"passes.kv_cache.dtype={dtype}", "measure.split=calibration"]
     healthy(*job)
     breaks(monkeypatch)
     status, table, _ = rows(*job)

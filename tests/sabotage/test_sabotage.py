@@ -126,6 +126,10 @@ def test_tidying_that_loses_a_constant_is_invalid(rows, monkeypatch):
     assert table["status"][2] == "INVALID" and "must leave the outputs as they are" in table["reasons"][2]
 
 
+# the split for calibration is the smaller one
+CACHED = ("model=transformer", "passes=[kv_cache]", "runtime=numpy", "measure.split=calibration")
+
+
 @pytest.mark.parametrize(
     "op, broken",
     [
@@ -140,17 +144,16 @@ def test_tidying_that_loses_a_constant_is_invalid(rows, monkeypatch):
     ids=["drops every token", "writes at place 0", "never advances", "looks one place short"],
 )
 def test_a_broken_cache_fails_exactness(rows, healthy, monkeypatch, op, broken):
-    job = ("model=transformer", "passes=[kv_cache]", "runtime=numpy")
-    healthy(*job)
+    healthy(*CACHED)
     monkeypatch.setitem(OPS, op, replace(OPS[op], forward=broken(OPS[op].forward)))
-    status, table, _ = rows(*job)
+    status, table, _ = rows(*CACHED)
     assert status == 1 and table["status"][1] == "INVALID"
     assert "must leave the outputs as they are" in table["reasons"][1]
 
 
 def test_a_window_that_hides_nothing_is_held_to_that(rows, healthy, monkeypatch):
     """12 tokens and 4 sinks are all of the context: exact for this network, whatever the pass may be for others."""
-    job = ("model=transformer", "passes=[kv_cache]", "passes.kv_cache.window=12", "runtime=numpy")
+    job = (*CACHED, "passes.kv_cache.window=12")
     healthy(*job)
     original = OPS["cached_attention"].forward
 
@@ -242,7 +245,7 @@ def test_a_pass_that_changes_its_input_is_stopped(rows, monkeypatch):
 
 def test_an_invalid_row_of_a_sweep_is_told_by_the_exit_status(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    sweep = ["-m", "passes=[profile]", "seed=0,1", "hydra.sweep.dir=s", "measure.seconds=0.01"]
+    sweep = ["-m", "passes=[profile]", "seed=0,1", "hydra.sweep.dir=s", "measure.seconds=0.004"]
     assert cli.main(sweep) == 0
     wrap(monkeypatch, "profile", zeroed)
     assert cli.main(sweep) == 1

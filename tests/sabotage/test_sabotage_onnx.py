@@ -14,6 +14,7 @@ from mlperf_opt.config import build_config, load
 from mlperf_opt.errors import MlperfOptError
 from mlperf_opt.graph import GraphBuilder
 from mlperf_opt.ops import OPS
+from mlperf_opt.overrides import CommandLine
 from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.export import Export
 from mlperf_opt.runtimes import NUMPY, OnnxExecutable, difference
@@ -110,7 +111,7 @@ NAMED_CHECKS = ("disagrees with the numpy runtime", "onnx.checker refuses", "onn
 @cache
 def _before_export(*words):
     """The graph that the last step, export, is given, and its data."""
-    register_pipelines(None)
+    register_pipelines(CommandLine([]))
     config = build_config(compose(MAIN, list(words), None))
     graph, data = load(config)
     for step in config.steps[:-1]:
@@ -138,7 +139,7 @@ def test_a_broken_onnx_form_gives_no_file(monkeypatch, arguments, op, change):
 def test_the_ordinary_run_fails_and_writes_no_file(name, monkeypatch, tmp_path, capsys):
     arguments, op, change = BREAKAGES[name]
     monkeypatch.chdir(tmp_path)
-    words = [*arguments, "measure.seconds=0.01"]
+    words = [*arguments, "measure.seconds=0.004"]
     assert cli.main([*words, "hydra.run.dir=whole"]) == 0
     assert [path.name for path in tmp_path.glob("whole/*.onnx")] == ["02-export.onnx"]
     _break(monkeypatch, op, change)

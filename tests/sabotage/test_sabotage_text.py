@@ -48,7 +48,7 @@ def _same_cache(verse, monkeypatch):
 def job(verse, rows):
     """Return a function that runs the main job on that network."""
     words = [*MODEL, f"data.path={verse}/verse.txt", f"model.weights={verse}/weights.safetensors", "runtime=numpy"]
-    return lambda passes: rows(*words, f"passes=[{passes}]", "measure.throughput_batch=4")
+    return lambda passes: rows(*words, f"passes=[{passes}]")
 
 
 def test_training_leaves_a_model_its_page_and_its_tokenizer(verse):
