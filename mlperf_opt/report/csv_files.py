@@ -73,11 +73,12 @@ def read_metrics(path: Path) -> pd.DataFrame:
 
 
 def _write(path: Path, names: list[str], rows: Sequence[Mapping[str, object]]) -> None:
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([_cell(name) for name in names])
-    writer.writerows([[_cell(row.get(name)) for name in names] for row in rows])
-    write_text(path, text.getvalue())
+    import pandas as pd
+
+    # As objects, so that integers stay integers beside empty cells.
+    cells = [[_cell(row.get(name)) for name in names] for row in rows]
+    frame = pd.DataFrame(cells, columns=[str(_cell(name)) for name in names], dtype=object)
+    write_text(path, frame.to_csv(index=False, lineterminator="\n"))
 
 
 def _cell(value: object) -> object:
@@ -85,7 +86,7 @@ def _cell(value: object) -> object:
         # a bare carriage return would end the row for most readers, since the writer quotes only \n
         text = value.replace("\r\n", "\n").replace("\r", "\n")
         return f"'{text}" if text.startswith(_FORMULA) else text
-    # of whatever kind a float is, numpy's too
+    # pandas would write a measured NaN like a cell that wasn't measured
     return "nan" if isinstance(value, float) and value != value else value  # noqa: PLR0124
 
 
