@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset
 from mlperf_opt.graph import Graph
-from mlperf_opt.passes.base import PassContext
 from mlperf_opt.runtimes import NUMPY, Runtime
 from mlperf_opt.training import EpochReport
 
@@ -20,15 +19,23 @@ _BATCH = 500
 _TOKENS = 8_192  # of sequences in a batch: attention takes memory by the square of their length
 
 
-def watch(context: PassContext, rows: list[dict[str, Any]]) -> Callable[[EpochReport], None]:
-    """Return what `train` calls after each epoch: it shows a line and appends a row."""
+def observed(data: Dataset) -> Callable[[EpochReport], dict[str, Any]]:
+    """Return what `train` calls to observe an epoch: it returns a row of the table."""
+
+    def observe(epoch: EpochReport) -> dict[str, Any]:
+        quality, size = calibration_accuracy(epoch.graph, data), estimated_bytes(epoch.graph)
+        return {"epoch": epoch.epoch, "loss": epoch.loss, "calibration": quality, "estimated_bytes": size}
+
+    return observe
+
+
+def shown(show: Callable[[str], None]) -> Callable[[EpochReport], None]:
+    """Return what `train` calls after each epoch that was `observed`: it shows a line."""
 
     def report(epoch: EpochReport) -> None:
-        quality, size = calibration_accuracy(epoch.graph, context.data), estimated_bytes(epoch.graph)
-        rows.append({"epoch": epoch.epoch, "loss": epoch.loss, "calibration": quality, "estimated_bytes": size})
-        context.progress(
+        show(
             f"epoch {epoch.epoch}/{epoch.epochs} loss {epoch.loss:.4f} train {epoch.accuracy:.1%}"
-            f" calibration {quality:.2%} about {size:,} bytes {epoch.seconds:.1f} s"
+            f" calibration {epoch.row['calibration']:.2%} about {epoch.row['estimated_bytes']:,} bytes {epoch.seconds:.1f} s"
         )
 
     return report
