@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_opt.artifacts import SavedModel, load_graph, save_graph
-from mlperf_opt.config import BASELINE, RunConfig, Step, last_branch, lineage, load
+from mlperf_opt.config import RunConfig, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import MlperfOptError
 from mlperf_opt.evaluate import Subject, exactness, measure
@@ -21,6 +21,7 @@ from mlperf_opt.passes import PassContext, PassResult
 from mlperf_opt.records import Record
 from mlperf_opt.report import markdown, run_grid, run_notes, write_bytes, write_json, write_metrics, write_table, write_text
 from mlperf_opt.runtimes import Runtime
+from mlperf_opt.steps import BASELINE, Step, last_branch, lineage
 
 Show = Callable[[str], None]
 CHECKPOINT = "checkpoint"  # ending of the file in which a step that trains keeps its state

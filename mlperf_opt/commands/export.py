@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from mlperf_opt.composition import MAIN, compose, expand, lint_folder, register_pipelines, to_yaml
-from mlperf_opt.config import build_config, last_branch, load
+from mlperf_opt.config import build_config, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.evaluate import MeasureSettings, Subject
@@ -32,6 +32,7 @@ from mlperf_opt.runtimes import (
     is_quantized,
     stepwise,
 )
+from mlperf_opt.steps import last_branch
 
 HELP = "write an ONNX file: export model=NAME 'passes=[...]' [save=PATH.onnx]"
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import PassError
 from mlperf_opt.graph import Codebook, Graph, graph_hash
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
-from mlperf_opt.passes.watching import observed, shown
+from mlperf_opt.passes.watching import check_settings, observed, shown
 from mlperf_opt.runtimes import NUMPY
 from mlperf_opt.settings import require
 from mlperf_opt.training import CROSS_ENTROPY, Distillation, Frozen, Objective, TrainSettings, train
@@ -63,6 +63,7 @@ class Finetune(Pass):
     def check(self, graph: Graph) -> None:
         if graph.state:
             raise PassError("finetune: a graph with a cache can't be trained; put finetune before kv_cache")
+        check_settings("finetune", graph, self._settings())
 
     def __call__(self, graph: Graph, context: PassContext) -> PassResult:
         result = train(

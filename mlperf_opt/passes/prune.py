@@ -13,7 +13,7 @@ from mlperf_opt.graph import Codebook, Dense, Graph, Weight, verify
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.passes.prune_structure import Structure, check_pattern, check_units, keep_pattern, narrow
 from mlperf_opt.passes.ramp import Ramp, Schedule, Score, biases, images
-from mlperf_opt.passes.watching import observed, shown
+from mlperf_opt.passes.watching import check_settings, observed, shown
 from mlperf_opt.settings import require
 from mlperf_opt.training import TrainSettings, train
 
@@ -118,6 +118,8 @@ class Prune(Pass):
             check_pattern(graph, chosen, self.m)
         if self.schedule != "one_shot" and graph.state:
             raise PassError("prune: a graph with a cache can't be trained; put it before kv_cache, or schedule=one_shot")
+        if self.schedule != "one_shot":
+            check_settings("prune", graph, self._settings())
         if self.schedule != "one_shot" and any(isinstance(graph.weights[n].encoding, Codebook) for n in chosen):
             raise PassError(
                 "prune: weights that share centroids have no values of their own to train; put it before cluster"

@@ -1,4 +1,5 @@
-"""What a long pass says while it trains: quality on the calibration split, and about how many bytes the weights need."""
+"""What passes that train share: what they refuse, and what they say meanwhile: quality on the calibration split, and about
+how many bytes the weights need."""
 
 from __future__ import annotations
 
@@ -10,13 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset
+from mlperf_opt.errors import ConfigError, PassError
 from mlperf_opt.graph import Graph
 from mlperf_opt.runtimes import NUMPY, Runtime
-from mlperf_opt.training import EpochReport
+from mlperf_opt.training import EpochReport, TrainSettings, check_trainable
 
 Array = NDArray[Any]
 _BATCH = 500
 _TOKENS = 8_192  # of sequences in a batch: attention takes memory by the square of their length
+
+
+def check_settings(name: str, graph: Graph, settings: TrainSettings) -> None:
+    """Raise `PassError` of the pass ``name`` for settings that ``graph`` can't be trained with."""
+    try:
+        check_trainable(graph, settings)
+    except ConfigError as error:
+        raise PassError(f"{name}: {error}") from None
 
 
 def observed(data: Dataset) -> Callable[[EpochReport], dict[str, Any]]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset, Loader
+from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph, graph_hash
 from mlperf_opt.settings import require
 from mlperf_opt.training.autodiff import arguments, gradients
@@ -126,6 +127,14 @@ class TrainResult:
     memory: Mapping[str, Array]
 
 
+def check_trainable(graph: Graph, settings: TrainSettings) -> None:
+    """Raise `ConfigError` for settings that ``graph`` can't be trained with: dropout or shifts where nothing takes them."""
+    check_dropout(graph, settings.dropout)
+    (name, spec), *_ = graph.inputs.items()
+    if settings.shift and len(spec.shape) != 4:
+        raise ConfigError(f"shift={settings.shift}: only images can be shifted, and {graph.name} takes {name}: {spec}")
+
+
 def train(
     graph: Graph,
     data: Dataset,
@@ -156,11 +165,11 @@ def train(
         threads: for the parts of a batch (``accumulate``); the result doesn't depend on it.
 
     Raises:
-        ConfigError: dropout where no value could be dropped.
+        ConfigError: see `check_trainable`.
         ArtifactError: the checkpoint is damaged or of another training.
         GraphError: the graph can't be differentiated.
     """
-    check_dropout(graph, settings.dropout)
+    check_trainable(graph, settings)
     loader = Loader(data.train, settings.batch, seed, settings.shift, settings.steps)
     run = _Training(graph, settings, projection or Free(), objective, loader, threads)
     state = run.initial_state(f"{graph_hash(graph)} {data.sha256} {settings} {seed}")
