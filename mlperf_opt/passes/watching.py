@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, PassError
 from mlperf_opt.graph import Graph
-from mlperf_opt.runtimes import NUMPY, Runtime
+from mlperf_opt.runtimes import NUMPY, Runtime, rows_at_once
 from mlperf_opt.training import EpochReport, TrainSettings, check_trainable
 
 Array = NDArray[Any]
-_BATCH = 500
-_TOKENS = 8_192  # of sequences in a batch: attention takes memory by the square of their length
 
 
 def check_settings(name: str, graph: Graph, settings: TrainSettings) -> None:
@@ -55,7 +53,7 @@ def calibration_accuracy(graph: Graph, data: Dataset, runtime: Runtime = NUMPY) 
     """Return the share of the calibration split's targets that are predicted."""
     executable, split = runtime.prepare(graph), data.calibration
     hits = counted = 0
-    batch = _BATCH if split.inputs.dtype.kind != "i" else max(1, _TOKENS // split.inputs.shape[1])
+    batch = rows_at_once(split.inputs)
     for start in range(0, len(split), batch):
         targets = split.targets[start : start + batch]
         found = executable(split.inputs[start : start + batch]).argmax(axis=-1)
