@@ -15,7 +15,7 @@ from mlperf_opt.resources import resource_dir
 
 MAIN, TRAIN, GENERATE = "config", "train_config", "generate_config"
 VERSION_BASE = "1.3"
-_PIPELINE_KEYS = ("description", "passes", "promises")
+_PIPELINE_KEYS = ("description", "made_for", "passes", "promises")
 # What escapes from Hydra itself: for a number where the name of a group's option belongs, say.
 _ESCAPES = (AssertionError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 _HEADER = re.compile(r"^\s*#\s*@\s*package\s+(.*)$", re.MULTILINE)

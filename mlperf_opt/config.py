@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
@@ -19,14 +18,11 @@ from mlperf_opt.errors import ArtifactError, ConfigError, PassError, did_you_mea
 from mlperf_opt.evaluate import MeasureSettings
 from mlperf_opt.graph import Graph
 from mlperf_opt.networks import FAMILIES, Network
-from mlperf_opt.passes import PASSES, Pass
 from mlperf_opt.report import Promise
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runtimes import RUNTIMES, Isa, Runtime, RuntimeOptions, Sparse
-from mlperf_opt.settings import build_settings, require
-
-BASELINE = "baseline"  # the name of step 0, and of `from: baseline`
-_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
+from mlperf_opt.settings import build_settings, mapping, require
+from mlperf_opt.steps import BASELINE, NAME, Step, build_steps, check_known
 
 
 @dataclass(frozen=True)
@@ -120,24 +116,21 @@ class TextSettings(DataSettings):
 
 
 @dataclass(frozen=True)
-class Step:
-    """One named step: a pass, applied to the result of the step ``source``."""
-
-    name: str
-    pass_name: str
-    apply: Pass
-    source: str
-
-
-@dataclass(frozen=True)
 class RunConfig:
-    """One run, typed. ``promises`` are `report.Promise` as data; ``plain`` is the configuration as composed."""
+    """One run, typed.
+
+    Attributes:
+        made_for: names of the models that a pipeline's settings were chosen for; empty for any.
+        promises: `report.Promise` as data.
+        plain: the configuration as composed.
+    """
 
     model: ModelSettings
     data: DataSettings
     runtime: RuntimeSettings
     measure: MeasureSettings
     steps: tuple[Step, ...]
+    made_for: tuple[str, ...]
     promises: tuple[Mapping[str, Any], ...]
     seed: int
     plain: Mapping[str, Any] = field(repr=False)
@@ -149,37 +142,39 @@ def build_config(plain: Mapping[str, Any]) -> RunConfig:
     Raises:
         ConfigError: an unknown key, name, type, range or order.
     """
-    known = {"model", "data", "runtime", "measure", "passes", "promises", "seed", "description"}
+    known = {"model", "data", "runtime", "measure", "passes", "promises", "made_for", "seed", "description"}
     for key in plain:
         if key not in known:
             raise ConfigError(f"{key}: no such setting{did_you_mean(str(key), known)}")
     if plain.get("seed") is None:
         raise ConfigError("seed: missing, and it has no default")
-    steps = _steps(_mapping(plain.get("passes") or {}, "passes"))
+    steps = build_steps(mapping(plain.get("passes") or {}, "passes"))
     promises = plain.get("promises") or ()
     if not isinstance(promises, list | tuple):
         raise ConfigError(f"promises={promises}: expected a list")
     for place, promise in enumerate(promises):
         where = f"promises[{place}]"
-        _mapping(promise, where)
-        _known_step(build_settings(Promise, promise, where).step, [BASELINE, *(s.name for s in steps)], f"{where}.step")
-    model = model_settings(_mapping(plain.get("model"), "model"))
+        mapping(promise, where)
+        check_known(build_settings(Promise, promise, where).step, [BASELINE, *(s.name for s in steps)], f"{where}.step")
+    model = model_settings(mapping(plain.get("model"), "model"))
     return RunConfig(
         model=model,
-        data=data_settings(_mapping(plain.get("data"), "data"), model),
-        runtime=build_settings(RuntimeSettings, _mapping(plain.get("runtime"), "runtime"), "runtime"),
-        measure=build_settings(MeasureSettings, _mapping(plain.get("measure"), "measure"), "measure"),
+        data=data_settings(mapping(plain.get("data"), "data"), model),
+        runtime=build_settings(RuntimeSettings, mapping(plain.get("runtime"), "runtime"), "runtime"),
+        measure=build_settings(MeasureSettings, mapping(plain.get("measure"), "measure"), "measure"),
         steps=steps,
+        made_for=_made_for(plain.get("made_for") or ()),
         promises=tuple(promises),
         seed=check_seed(plain["seed"]),
         plain=plain,
     )
 
 
-def _mapping(value: Any, where: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{where}={value}: expected keys and values")
-    return value
+def _made_for(names: Any) -> tuple[str, ...]:
+    """Return the list, checked. A model of the user's own may be among them, so any name will do."""
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
+        raise ConfigError(f"made_for={names}: expected a list of models' names")
+    return tuple(names)
 
 
 def check_seed(seed: Any) -> int:
@@ -193,7 +188,7 @@ def model_settings(plain: Mapping[str, Any]) -> ModelSettings:
     """Return the typed model section: name, family, weights, and the sizes of the family."""
     sizes = dict(plain)
     name, family, weights = (sizes.pop(key, None) for key in ("name", "family", "weights"))
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ConfigError(f"model.name={name}: expected a name of small letters, digits and _")
     if not isinstance(family, str) or family not in FAMILIES:
         raise ConfigError(f"model.family={family}: no such family{did_you_mean(str(family), FAMILIES)}")
@@ -210,53 +205,6 @@ def data_settings(plain: Mapping[str, Any], model: ModelSettings) -> DataSetting
     if isinstance(settings, TextSettings) and settings.window is None:
         return replace(settings, window=getattr(model.network, "context", None))
     return settings
-
-
-def _steps(passes: Mapping[str, Any]) -> tuple[Step, ...]:
-    steps: list[Step] = []
-    previous = BASELINE
-    for name, given in passes.items():
-        where = f"passes.{name}"
-        if not _NAME.fullmatch(str(name)) or name == BASELINE:
-            raise ConfigError(f"{where}: a step's name is made of small letters, digits and _, and is not {BASELINE!r}")
-        settings = dict(_mapping({} if given is None else given, where))
-        pass_name = settings.pop("pass", name)
-        source = settings.pop("from", previous)
-        if not isinstance(pass_name, str) or pass_name not in PASSES:
-            raise ConfigError(f"{where}: no such pass {pass_name!r}{did_you_mean(str(pass_name), PASSES)}")
-        _known_step(source, [BASELINE, *(s.name for s in steps)], f"{where}.from")
-        steps.append(Step(name, pass_name, build_settings(PASSES[pass_name], settings, where), source))
-        _check_order(steps)
-        previous = name
-    return tuple(steps)
-
-
-def _known_step(name: str, known: list[str], where: str) -> None:
-    if name not in known:
-        raise ConfigError(f"{where}={name}: no such step{did_you_mean(str(name), known)}")
-
-
-def lineage(steps: list[Step] | tuple[Step, ...], name: str) -> list[Step]:
-    """Return the steps that lead from the baseline to ``name``, that step last."""
-    by_name = {step.name: step for step in steps}
-    found: list[Step] = []
-    while name != BASELINE:
-        found.insert(0, by_name[name])
-        name = by_name[name].source
-    return found
-
-
-def last_branch(steps: tuple[Step, ...]) -> list[Step]:
-    """Return the steps that lead to the last one of the list; of a pipeline with branches, those of its last branch."""
-    return lineage(steps, steps[-1].name) if steps else []
-
-
-def _check_order(steps: list[Step]) -> None:
-    *before, step = lineage(steps, steps[-1].name)
-    for earlier in before:
-        if earlier.pass_name in step.apply.not_after:
-            again = "it can be applied once" if earlier.pass_name == step.pass_name else f"put it before {earlier.name}"
-            raise ConfigError(f"passes: {step.name} ({step.pass_name}) can't come after {earlier.name}: {again}")
 
 
 @lru_cache(maxsize=8)  # validation and run, and the jobs of a sweep, read the file once
@@ -284,6 +232,8 @@ def load(config: RunConfig) -> tuple[Graph, Dataset]:
             step.apply.check(graph)
         except PassError as error:
             prefix = "" if step.name == step.pass_name else f"passes.{step.name}: "
+            if config.made_for and graph.name not in config.made_for:
+                prefix = f"this pipeline is for model={' or '.join(config.made_for)}, not {graph.name}: {prefix}"
             raise PassError(f"{prefix}{error}") from None
     return graph, data
 

@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_MOST_OPTIONS = 24  # that are all listed
+_NEAREST = 4
+
 
 class MlperfOptError(Exception):
     """Base of all errors that are shown as one line, without a traceback."""
@@ -41,6 +44,8 @@ class SessionError(MlperfOptError):
 def did_you_mean(name: str, options: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` plus the options, or only the options where nothing is near.
 
+    Of very many options, the weights of a transformer say, only the nearest are listed: the line is to be read.
+
     Args:
         name: what the user wrote.
         options: the names that would have been accepted.
@@ -48,4 +53,7 @@ def did_you_mean(name: str, options: Iterable[str]) -> str:
     known = sorted(options)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if len(known) > _MOST_OPTIONS:
+        nearest = sorted(difflib.get_close_matches(name, known, n=_NEAREST, cutoff=0.0))
+        return f"{hint} (one of {len(known)}, such as {', '.join(nearest)})"
     return f"{hint} (one of: {', '.join(known)})" if known else hint

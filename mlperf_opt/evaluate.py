@@ -36,6 +36,7 @@ from mlperf_opt.runtimes import (
     difference,
     is_quantized,
     may_flip,
+    rows_at_once,
     stepwise,
 )
 from mlperf_opt.settings import require
@@ -177,7 +178,7 @@ class Subject:
 def text_quality(executable: Executable, split: Split) -> Quality:
     """Return the nats per token of a text, each token predicted once. A graph with a cache reads token by token."""
     classes = int(executable.graph.specs[executable.graph.outputs[0]].shape[-1])
-    batch = int(np.clip(_MOST_LOGITS // (split.inputs.shape[1] * classes), 1, _QUALITY_BATCH))
+    batch = int(np.clip(_MOST_LOGITS // (split.inputs.shape[1] * classes), 1, rows_at_once(split.inputs)))
     return nats_per_token(lambda tokens: stepwise(executable, tokens), split.inputs, split.targets, batch)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_opt.artifacts import SavedModel, load_graph, save_graph
-from mlperf_opt.config import BASELINE, RunConfig, Step, last_branch, lineage, load
+from mlperf_opt.config import RunConfig, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import MlperfOptError
 from mlperf_opt.evaluate import Subject, exactness, measure
@@ -21,6 +21,7 @@ from mlperf_opt.passes import PassContext, PassResult
 from mlperf_opt.records import Record
 from mlperf_opt.report import markdown, run_grid, run_notes, write_bytes, write_json, write_metrics, write_table, write_text
 from mlperf_opt.runtimes import Runtime
+from mlperf_opt.steps import BASELINE, Step, last_branch, lineage
 
 Show = Callable[[str], None]
 CHECKPOINT = "checkpoint"  # ending of the file in which a step that trains keeps its state
@@ -45,12 +46,13 @@ def branch_note(steps: tuple[Step, ...]) -> str | None:
 
 @dataclass(frozen=True)
 class _Done:
-    """A finished step: what was saved, the model read back from it, and its row."""
+    """A finished step: what was saved, the model read back from it, its row, and what measuring found to say."""
 
     graph: Graph
     saved: SavedModel
     subject: Subject
     record: Record
+    findings: tuple[str, ...]
 
 
 class Run:
@@ -123,6 +125,7 @@ class Run:
             # The same file: it was measured already.
             same = ("step", "name", "pass_", "settings", "pass_seconds", "division")
             record = replace(source.record, **{field: getattr(blank, field) for field in same})
+            record = replace(record, reasons="; ".join([*source.findings, *result.notes]))
             self._done[name] = replace(source, saved=saved, record=record)
             self._add(record)
             return
@@ -136,14 +139,15 @@ class Run:
         if step is not None and source is not None and step.apply.is_exact(source.graph):
             fact = exactness(source.subject, subject, self._data)
             faults += [f"{step.name} must leave the outputs as they are: {fact}"] if fact else []
+        findings = (*faults, *notes)
         record = replace(
             blank,
             **self._sizes(graph, saved),
             **columns,
             status="INVALID" if faults else "VALID",
-            reasons="; ".join([*faults, *notes]),
+            reasons="; ".join([*findings, *result.notes]),
         )
-        self._done[name] = _Done(graph, saved, subject, record)
+        self._done[name] = _Done(graph, saved, subject, record, findings)
         self._add(record)
 
     def _path(self, name: str, ending: str) -> Path:

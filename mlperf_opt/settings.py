@@ -46,6 +46,13 @@ def build_settings(cls: type[T], values: Mapping[str, Any], where: str) -> T:
         raise ConfigError(f"{prefix}{error}") from None
 
 
+def mapping(value: Any, where: str) -> Mapping[str, Any]:
+    """Return ``value``. Raises `ConfigError` unless it is keys and values."""
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}={value}: expected keys and values")
+    return value
+
+
 def require(ok: bool, name: str, value: object, expected: str) -> None:
     """Raise the range error of a setting unless ``ok``: ``name=value: expected ...``."""
     if not ok:

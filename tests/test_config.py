@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mlperf_opt.artifacts import save_arrays, save_graph
-from mlperf_opt.config import build_config, check_fit, check_seed, lineage, load, model_settings
+from mlperf_opt.config import build_config, check_fit, check_seed, load, model_settings
 from mlperf_opt.data import Dataset, Split, load_data
 from mlperf_opt.errors import ArtifactError, ConfigError, PassError
 from mlperf_opt.graph import graph_hash
@@ -14,6 +14,7 @@ from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.prune import Prune
 from mlperf_opt.passes.quant import Quant
 from mlperf_opt.runtimes import NUMPY
+from mlperf_opt.steps import lineage
 
 MLP = {"name": "mlp", "family": "DigitMLP", "weights": None, "image": [1, 8, 8], "sizes": [64, 32, 10]}
 TRANSFORMER = {"name": "transformer", "family": "MinimalTransformer", "weights": None}
@@ -198,6 +199,29 @@ def test_promises_are_checked():
     ]:
         with pytest.raises(ConfigError, match=message):
             build_config(_plain(promises=[promise, {**promise, **change}]))
+
+
+def _for_lenet5(**changes):
+    sparse = {"share": {"pass": "cluster", "layers": {"conv1": 8}}}
+    return build_config(_plain(**{"made_for": ["lenet5", "other"], "passes": sparse, **changes}))
+
+
+def test_a_pipeline_that_does_not_fit_says_which_model_it_is_for():
+    said = "this pipeline is for model=lenet5 or other, not mlp: passes.share: cluster: layers=conv1: no such weight"
+    with pytest.raises(PassError, match=f"^{said}"):
+        load(_for_lenet5())
+    with pytest.raises(PassError, match="^passes.share: cluster: layers=conv1: no such weight"):
+        load(_for_lenet5(made_for=["mlp"]))
+
+
+def test_a_pipeline_for_another_model_is_taken_where_its_settings_fit():
+    assert load(_for_lenet5(passes={"share": {"pass": "cluster", "layers": {"fc1": 8}}}))[0].name == "mlp"
+
+
+@pytest.mark.parametrize("names", ["mlp", 5, [5], ["no name"], {"mlp": 1}])
+def test_models_that_a_pipeline_is_for_are_names(names):
+    with pytest.raises(ConfigError, match="^made_for=.*: expected a list of models' names$"):
+        _for_lenet5(made_for=names)
 
 
 # model and data

@@ -34,5 +34,14 @@ def test_did_you_mean(name, options, expected):
     assert errors.did_you_mean(name, options) == expected
 
 
+def test_of_very_many_options_the_nearest_are_listed():
+    options = [f"layer{layer}.{part}" for layer in range(20) for part in ("up", "down")]
+    said = errors.did_you_mean("layer7.upp", options)
+    assert said.startswith("; did you mean 'layer7.up'? (one of 40, such as layer") and "layer7.up" in said[30:]
+    assert len(said) < 120
+    assert errors.did_you_mean("", options).startswith(" (one of 40, such as layer")
+    assert "such as" not in errors.did_you_mean("", options[:24]), "settings of one pass are all listed"
+
+
 def test_did_you_mean_takes_any_iterable_once():
     assert errors.did_you_mean("reluu", iter(["gelu", "relu"])) == "; did you mean 'relu'? (one of: gelu, relu)"

@@ -261,6 +261,25 @@ def test_two_steps_of_one_pass_keep_the_tables_of_both(start, tmp_path):
     assert list(run.tables) == ["first", "short", "long", "lowrank", "last"]
 
 
+def test_notes_of_a_pass_end_in_its_own_row_and_below_the_table(start, tmp_path):
+    """conv1 has 36 weights. A step that changes nothing repeats the numbers of its source, not what that had to say."""
+    cnn = {"name": "cnn", "family": "SimpleCNN", "weights": None}
+    layers = {"conv2": 2, "fc1": 2}
+    run = start({"cluster": {"bits": 8, "layers": layers}, "again": {"pass": "profile"}}, model=cnn)
+    run.execute()
+    note = "conv1.weight: 36 different weights need no 255 clusters, each keeps its value"
+    _, clustered, again = rows(tmp_path)
+    assert note in clustered["reasons"].split("; ") and clustered["status"] == "VALID"
+    assert again["model_sha256"] == clustered["model_sha256"] and note not in again["reasons"]
+    assert f"- 1 cluster: {clustered['reasons']}" in (tmp_path / "summary.md").read_text().splitlines()
+
+
+def test_notes_of_a_pass_that_changes_nothing_are_in_its_row(start, tmp_path, monkeypatch):
+    replace_pass(monkeypatch, "profile", lambda graph, _context, _apply: PassResult(graph, notes=("nothing to see",)))
+    start({"profile": {}}).execute()
+    assert [row["reasons"].endswith("nothing to see") for row in rows(tmp_path)] == [False, True]
+
+
 def test_the_description_says_what_ran_on_what(start, tmp_path):
     run = start({"prune": PRUNE}, seed=5)
     run.execute()

@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from numpy.typing import NDArray
 from rich.console import Console
 
 from mlperf_opt.composition import MAIN, compose, expand, lint_folder, register_pipelines, to_yaml
-from mlperf_opt.config import build_config, last_branch, load
+from mlperf_opt.config import build_config, load
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import ConfigError, MlperfOptError
 from mlperf_opt.evaluate import MeasureSettings, Subject
@@ -32,6 +33,9 @@ from mlperf_opt.runtimes import (
     is_quantized,
     stepwise,
 )
+from mlperf_opt.steps import last_branch
+
+Array = NDArray[Any]
 
 HELP = "write an ONNX file: export model=NAME 'passes=[...]' [save=PATH.onnx]"
 
@@ -90,16 +94,19 @@ def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, settings: Meas
     except OSError as error:
         raise MlperfOptError(f"cannot read {path}: {error.strerror}") from None
     inputs = data.held_out(settings.split).inputs
-    reference = Subject(graph, ours, data, settings.batch, settings.split)
-    expected = stepwise(reference.executable, inputs)
-    rows, facts = [_row(ours.name, reference.quality)], []
+
+    def run(runtime: Runtime) -> tuple[Quality, Array]:
+        """Quality and logits. What has run is gone on return: onnxruntime keeps the memory of its largest call."""
+        subject = Subject(graph, runtime, data, settings.batch, settings.split)
+        return subject.quality, stepwise(subject.executable, inputs)
+
+    reference, expected = run(ours)
+    rows, facts = [_row(ours.name, reference)], []
     for name, fuse in (("onnxruntime", True), ("onnxruntime, unfused", False)):
-        written = Runtime(name, partial(_written, content=content, fuse=fuse), traced=False)
-        subject = Subject(graph, written, data, settings.batch, settings.split)
-        actual = stepwise(subject.executable, inputs)
-        row = _row(name, subject.quality) | asdict(agreement(expected, actual))
+        quality, actual = run(Runtime(name, partial(_written, content=content, fuse=fuse), traced=False))
+        row = _row(name, quality) | asdict(agreement(expected, actual))
         if data.task == "completion":
-            same = reference.quality.outputs == subject.quality.outputs
+            same = reference.outputs == quality.outputs
             row |= {"tokens": same.size, "equal_tokens": int(same.sum())}
         rows.append(row)
         fact = difference(expected, actual, is_quantized(graph))

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from mlperf_opt.composition import GENERATE, compose, expand, lint_folder, register_pipelines, to_yaml
-from mlperf_opt.config import RunConfig, build_config, last_branch
+from mlperf_opt.config import RunConfig, build_config
 from mlperf_opt.data import Tokenizer, tokenizer_from_data
 from mlperf_opt.data.dataset import Array
 from mlperf_opt.errors import ConfigError, DataError
@@ -23,6 +23,7 @@ from mlperf_opt.runner import apply_passes, branch_note
 from mlperf_opt.runtimes import continuations
 from mlperf_opt.sampling import SamplingSettings, choose
 from mlperf_opt.settings import build_settings
+from mlperf_opt.steps import last_branch
 
 HELP = "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0]"
 _TEXTS = ("prompt", "stop")  # any signs: Hydra's grammar never sees them

@@ -25,7 +25,7 @@ from mlperf_opt.report import save_path, write_text
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runtimes import NUMPY
 from mlperf_opt.settings import build_settings
-from mlperf_opt.training import EpochReport, TrainSettings, check_dropout, train
+from mlperf_opt.training import EpochReport, TrainSettings, check_trainable, train
 
 HELP = "train a network: train model=NAME [save=PATH] [train.epochs=...]"
 _KEYS = ("model", "data", "train", "seed", "save", "threads")
@@ -66,7 +66,7 @@ def run(line: CommandLine, console: Console) -> int:
     # `model.weights` is where training starts from
     graph = model.trained() if model.weights else model.untrained(seed)
     check_fit(graph, data)
-    check_dropout(graph, settings.dropout)  # here too: nothing is shown or written yet
+    check_trainable(graph, settings)  # here too: nothing is shown or written yet
     if data.tokenizer is not None:
         graph = replace(graph, tokenizer=data.tokenizer.to_data())
     started = time.perf_counter()

@@ -6,8 +6,11 @@ looked up when the instruction runs, so that one program serves any input, outpu
 
 from __future__ import annotations
 
-from mlperf_opt.kernels.jit import kernel
-from mlperf_opt.kernels.simd import load_int
+from typing import Any
+
+from numba import types
+
+from mlperf_opt.kernels.emit import I64, instruction, load, number
 
 WIDTH = 32  # int64 of one instruction
 # memories: activations; constants (weights, scales); the call's input and output; a session's state
@@ -22,14 +25,15 @@ def reference(memory: int, offset: int = 0) -> int:
     return memory << _SHIFT | offset
 
 
-@kernel()
-def field(instruction, number):
-    """The instruction's int64 with that number."""
-    return load_int(instruction + 8 * number)
+@instruction(types.int64, types.int64, types.int64)
+def field(b: Any, start: Any, place: Any) -> Any:
+    """The int64 with that number of the instruction that starts at an address."""
+    return load(b, b.add(start, b.mul(place, number(8))), I64)
 
 
-@kernel()
-def operand(instruction, number, memories):
+@instruction(types.int64, types.int64, types.int64, types.int64)
+def operand(b: Any, start: Any, place: Any, memories: Any) -> Any:
     """The address that the reference with that number stands for now."""
-    place = load_int(instruction + 8 * number)
-    return load_int(memories + 8 * (place >> _SHIFT)) + (place & _OFFSET)
+    found = load(b, b.add(start, b.mul(place, number(8))), I64)
+    memory = load(b, b.add(memories, b.mul(b.ashr(found, number(_SHIFT)), number(8))), I64)
+    return b.add(memory, b.and_(found, number(_OFFSET)))

@@ -15,12 +15,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 config: Any = _config  # numba fills the module in when it is imported
 
 
-def kernel(*signatures: str) -> Callable[[F], F]:
+def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
     """Decorate a function to be compiled; a user's own numba settings are left as they are.
 
     Args:
         signatures: compile for these types when the module is imported (from the cache, where it is there already);
             none: when it is first called, which kernels that other kernels call want.
+        inline: copy it into its caller before types are inferred. LLVM inlines what is worth it anyway; this spares a large
+            one, which holds all that it calls, from being optimized and kept a second time.
     """
 
     def decorate(function: F) -> F:
@@ -28,7 +30,13 @@ def kernel(*signatures: str) -> Callable[[F], F]:
         folder = writable_folder() if signatures else None
         config.CACHE_DIR = str(folder or theirs)
         try:
-            compiled: Any = numba.njit(list(signatures) or None, nogil=True, cache=folder is not None, error_model="numpy")
+            compiled: Any = numba.njit(
+                list(signatures) or None,
+                nogil=True,
+                cache=folder is not None,
+                error_model="numpy",
+                inline="always" if inline else "never",
+            )
             return compiled(function)
         finally:
             config.CACHE_DIR = theirs

@@ -40,7 +40,7 @@ _attend, _rotary = _attention.attention, _attention.rotary
 _head_scale, _write, _attend_cached = _kv_cache.head_scale, _kv_cache.cache_write, _kv_cache.cached_attention
 
 
-@kernel()
+@kernel(inline=True)
 def _step(instruction, memories, sequence_of_state, sequences, time):
     """One instruction, on ``sequences`` x ``time`` rows. False where its input is out of range."""
     rows = sequences * time

@@ -43,9 +43,19 @@ def _embedding(tokens: Array, table: Array) -> Array:
 
 
 def _embedding_vjp(grad: Array, _out: Array, tokens: Array, table: Array) -> tuple[Array | None, Array]:
-    d_table = np.zeros(table.shape, grad.dtype)
-    np.add.at(d_table, tokens.reshape(-1), grad.reshape(-1, grad.shape[-1]))
-    return None, d_table
+    return None, _summed_by_row(grad, tokens, len(table))
+
+
+def _summed_by_row(grad: Array, rows: Array, count: int) -> Array:
+    """Return (count, D): at each row the sum of the vectors of ``grad`` (..., D) that belong to it, added in their order.
+
+    Number by number: `ufunc.at` is several times faster with one index than with rows, and adds in the same order.
+    """
+    width = grad.shape[-1]
+    total = np.zeros(count * width, grad.dtype)
+    places = rows.reshape(-1, 1) * width + np.arange(width)
+    np.add.at(total, places.reshape(-1), grad.reshape(-1))
+    return total.reshape(count, width)
 
 
 def embedding_cost(out: Spec, tokens: Spec, table: Spec) -> Cost:
@@ -89,12 +99,11 @@ def _learned(x: Array, table: Array, offset: Array | None) -> Array:
 
 
 def _learned_vjp(grad: Array, _out: Array, x: Array, table: Array, offset: Array | None) -> tuple[Array | None, ...]:
-    d_table = np.zeros(table.shape, grad.dtype)
     places = _places(x, offset, len(table))
-    if isinstance(places, slice):
-        d_table[places] = grad.sum(axis=0)
-    else:
-        np.add.at(d_table, np.minimum(places, len(table) - 1).reshape(-1), grad.reshape(-1, grad.shape[-1]))
+    if not isinstance(places, slice):
+        return grad, _summed_by_row(grad, np.minimum(places, len(table) - 1), len(table)), None
+    d_table = np.zeros(table.shape, grad.dtype)
+    d_table[places] = grad.sum(axis=0)
     return grad, d_table, None
 
 

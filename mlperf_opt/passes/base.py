@@ -48,12 +48,14 @@ class PassResult:
         stats: facts for the log, JSON-ready.
         tables: what the rows are -> rows; the runner writes each beside the step's model file, as ``<step>-<what>.csv``.
         files: ending -> content; the runner writes each beside the step's model file, under its name with that ending.
+        notes: what a reader of the table should know, a sentence each; they end in the row's ``reasons``.
     """
 
     graph: Graph
     stats: Mapping[str, Any] = field(default_factory=dict)
     tables: Mapping[str, list[dict[str, Any]]] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -69,17 +69,18 @@ class Cluster(Pass):
         rng = np.random.default_rng(context.seed)
         changed: dict[str, Weight] = {}
         facts: dict[str, Any] = {}
+        notes: list[str] = []
         for name, bits in self._chosen(graph).items():
             weight, facts[name] = share(graph.weights[name], 2**bits - 1, self.start, rng)
             changed[name] = weight
-            if facts[name]["exact"]:
-                count = facts[name]["centroids"]
-                context.progress(f"{name}: {count} different weights need no {2**bits - 1} clusters, each keeps its value")
+            count = facts[name]["centroids"]
+            if facts[name]["exact"] and count < 2**bits - 1:
+                notes.append(f"{name}: {count} different weights need no {2**bits - 1} clusters, each keeps its value")
         if self.biases == "fp16":
             rest = {name: weight for name, weight in graph.parameters().items() if name not in graph.matrices()}
             check_half("cluster", rest)
             changed |= {name: Weight(weight.dense().astype(np.float16)) for name, weight in rest.items()}
-        return PassResult(verify(graph.with_weights(changed)), {"clusters": facts})
+        return PassResult(verify(graph.with_weights(changed)), {"clusters": facts}, notes=tuple(notes))
 
     def _chosen(self, graph: Graph) -> dict[str, int]:
         """Bits of each matrix that isn't skipped."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mlperf_opt.errors import PassError
 from mlperf_opt.graph import Codebook, Graph, graph_hash
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
-from mlperf_opt.passes.watching import watch
+from mlperf_opt.passes.watching import check_settings, observed, shown
 from mlperf_opt.runtimes import NUMPY
 from mlperf_opt.settings import require
 from mlperf_opt.training import CROSS_ENTROPY, Distillation, Frozen, Objective, TrainSettings, train
@@ -63,9 +63,9 @@ class Finetune(Pass):
     def check(self, graph: Graph) -> None:
         if graph.state:
             raise PassError("finetune: a graph with a cache can't be trained; put finetune before kv_cache")
+        check_settings("finetune", graph, self._settings())
 
     def __call__(self, graph: Graph, context: PassContext) -> PassResult:
-        rows: list[dict[str, Any]] = []
         result = train(
             graph,
             context.data,
@@ -73,13 +73,14 @@ class Finetune(Pass):
             seed=context.seed,
             projection=Frozen(_masks(graph)),
             objective=self._objective(context),
-            progress=watch(context, rows),
+            observe=observed(context.data),
+            progress=shown(context.progress),
             checkpoint=context.checkpoint,
         )
         _check_zeros(graph, result.graph)
         if self.epochs:
             _check_moved(graph, result.graph)
-        return PassResult(result.graph, {"loss": list(result.history)}, {"epochs": rows} if rows else {})
+        return PassResult(result.graph, {"loss": list(result.history)}, {"epochs": list(result.rows)} if result.rows else {})
 
     def _objective(self, context: PassContext) -> Objective:
         if not self.distill:

@@ -13,7 +13,7 @@ from mlperf_opt.graph import Codebook, Dense, Graph, Weight, verify
 from mlperf_opt.passes.base import Pass, PassContext, PassResult
 from mlperf_opt.passes.prune_structure import Structure, check_pattern, check_units, keep_pattern, narrow
 from mlperf_opt.passes.ramp import Ramp, Schedule, Score, biases, images
-from mlperf_opt.passes.watching import watch
+from mlperf_opt.passes.watching import check_settings, observed, shown
 from mlperf_opt.settings import require
 from mlperf_opt.training import TrainSettings, train
 
@@ -118,6 +118,8 @@ class Prune(Pass):
             check_pattern(graph, chosen, self.m)
         if self.schedule != "one_shot" and graph.state:
             raise PassError("prune: a graph with a cache can't be trained; put it before kv_cache, or schedule=one_shot")
+        if self.schedule != "one_shot":
+            check_settings("prune", graph, self._settings())
         if self.schedule != "one_shot" and any(isinstance(graph.weights[n].encoding, Codebook) for n in chosen):
             raise PassError(
                 "prune: weights that share centroids have no values of their own to train; put it before cluster"
@@ -134,21 +136,22 @@ class Prune(Pass):
             pruned = {name: keep_pattern(graph.weights[name], self.n, self.m) for name in chosen}
             return PassResult(graph.with_weights(pruned), _zeros(pruned))
         groups = self._groups(chosen)
-        rows: list[dict[str, Any]] = []
+        tables: dict[str, list[dict[str, Any]]] = {}
         if self.schedule == "one_shot":
             pruned = {}
             for group in groups:
                 pruned |= _prune_group({name: graph.weights[name] for name in group}, self.sparsity)
         else:
-            graph = self._train(graph, chosen, groups, context, rows)
+            graph, tables["epochs"] = self._train(graph, chosen, groups, context)
             pruned = {name: graph.weights[name] for name in chosen}
         for group in groups:
             _check_zeros({name: pruned[name] for name in group}, self.sparsity)
-        return PassResult(graph.with_weights(pruned), _zeros(pruned), {"epochs": rows} if rows else {})
+        return PassResult(graph.with_weights(pruned), _zeros(pruned), tables)
 
     def _train(
-        self, graph: Graph, chosen: list[str], groups: list[list[str]], context: PassContext, rows: list[dict[str, Any]]
-    ) -> Graph:
+        self, graph: Graph, chosen: list[str], groups: list[list[str]], context: PassContext
+    ) -> tuple[Graph, list[dict[str, Any]]]:
+        """Return the trained graph, and what was observed after each epoch."""
         batches = -(-len(context.data.train) // self.batch)
         ramp = Ramp(
             groups=tuple(tuple(group) for group in groups),
@@ -168,11 +171,13 @@ class Prune(Pass):
             self._settings(),
             seed=context.seed,
             projection=ramp,
-            progress=watch(context, rows),
+            observe=observed(context.data),
+            progress=shown(context.progress),
             checkpoint=context.checkpoint,
         )
         real = {**result.shadow, **ramp.pruned(result.shadow, result.memory)}
-        return graph.with_weights({name: graph.weights[name].encode(values) for name, values in real.items()})
+        weights = {name: graph.weights[name].encode(values) for name, values in real.items()}
+        return graph.with_weights(weights), list(result.rows)
 
     @property
     def _units(self) -> Structure | None:

@@ -1,4 +1,5 @@
-"""What a long pass says while it trains: quality on the calibration split, and about how many bytes the weights need."""
+"""What passes that train share: what they refuse, and what they say meanwhile: quality on the calibration split, and about
+how many bytes the weights need."""
 
 from __future__ import annotations
 
@@ -10,25 +11,39 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset
+from mlperf_opt.errors import ConfigError, PassError
 from mlperf_opt.graph import Graph
-from mlperf_opt.passes.base import PassContext
-from mlperf_opt.runtimes import NUMPY, Runtime
-from mlperf_opt.training import EpochReport
+from mlperf_opt.runtimes import NUMPY, Runtime, rows_at_once
+from mlperf_opt.training import EpochReport, TrainSettings, check_trainable
 
 Array = NDArray[Any]
-_BATCH = 500
-_TOKENS = 8_192  # of sequences in a batch: attention takes memory by the square of their length
 
 
-def watch(context: PassContext, rows: list[dict[str, Any]]) -> Callable[[EpochReport], None]:
-    """Return what `train` calls after each epoch: it shows a line and appends a row."""
+def check_settings(name: str, graph: Graph, settings: TrainSettings) -> None:
+    """Raise `PassError` of the pass ``name`` for settings that ``graph`` can't be trained with."""
+    try:
+        check_trainable(graph, settings)
+    except ConfigError as error:
+        raise PassError(f"{name}: {error}") from None
+
+
+def observed(data: Dataset) -> Callable[[EpochReport], dict[str, Any]]:
+    """Return what `train` calls to observe an epoch: it returns a row of the table."""
+
+    def observe(epoch: EpochReport) -> dict[str, Any]:
+        quality, size = calibration_accuracy(epoch.graph, data), estimated_bytes(epoch.graph)
+        return {"epoch": epoch.epoch, "loss": epoch.loss, "calibration": quality, "estimated_bytes": size}
+
+    return observe
+
+
+def shown(show: Callable[[str], None]) -> Callable[[EpochReport], None]:
+    """Return what `train` calls after each epoch that was `observed`: it shows a line."""
 
     def report(epoch: EpochReport) -> None:
-        quality, size = calibration_accuracy(epoch.graph, context.data), estimated_bytes(epoch.graph)
-        rows.append({"epoch": epoch.epoch, "loss": epoch.loss, "calibration": quality, "estimated_bytes": size})
-        context.progress(
+        show(
             f"epoch {epoch.epoch}/{epoch.epochs} loss {epoch.loss:.4f} train {epoch.accuracy:.1%}"
-            f" calibration {quality:.2%} about {size:,} bytes {epoch.seconds:.1f} s"
+            f" calibration {epoch.row['calibration']:.2%} about {epoch.row['estimated_bytes']:,} bytes {epoch.seconds:.1f} s"
         )
 
     return report
@@ -38,7 +53,7 @@ def calibration_accuracy(graph: Graph, data: Dataset, runtime: Runtime = NUMPY) 
     """Return the share of the calibration split's targets that are predicted."""
     executable, split = runtime.prepare(graph), data.calibration
     hits = counted = 0
-    batch = _BATCH if split.inputs.dtype.kind != "i" else max(1, _TOKENS // split.inputs.shape[1])
+    batch = rows_at_once(split.inputs)
     for start in range(0, len(split), batch):
         targets = split.targets[start : start + batch]
         found = executable(split.inputs[start : start + batch]).argmax(axis=-1)

@@ -3,7 +3,7 @@
 from mlperf_opt.runtimes.agreement import Agreement, agreement, difference, is_quantized, may_flip
 from mlperf_opt.runtimes.base import Executable, Isa, Observer, Runtime, RuntimeOptions, Session, Sparse
 from mlperf_opt.runtimes.compiled import COMPILED
-from mlperf_opt.runtimes.generation import complete, continuations, greedy, stepwise
+from mlperf_opt.runtimes.generation import complete, continuations, greedy, rows_at_once, stepwise
 from mlperf_opt.runtimes.numpy_runtime import NUMPY, intermediate_values
 from mlperf_opt.runtimes.onnx_runtime import ONNX, OnnxExecutable
 
@@ -31,5 +31,6 @@ __all__ = [
     "intermediate_values",
     "is_quantized",
     "may_flip",
+    "rows_at_once",
     "stepwise",
 ]

@@ -14,6 +14,9 @@ from mlperf_opt.runtimes.base import Executable
 Array = NDArray[Any]
 Pick = Callable[[Array], Array]  # logits (N, V) -> tokens (N,)
 
+_SAMPLES = 500  # in one call; of sequences it is the tokens that count
+_TOKENS = 8_192
+
 
 def greedy(logits: Array) -> Array:
     """Return the most likely token of each row of logits (N, V), of equal ones the first: int64 (N,)."""
@@ -72,11 +75,32 @@ def complete(executable: Executable, prompts: Array, count: int) -> Array:
     return np.stack(list(continuations(executable, prompts, count)), axis=1)
 
 
-def stepwise(executable: Executable, tokens: Array) -> Array:
-    """Return the logits (N, T, V) of whole sequences (N, T), token by token where the graph has a cache.
+def rows_at_once(inputs: Array) -> int:
+    """Return how many of the samples ``inputs`` (N, ...) one call is given: more take memory, and are no faster.
+
+    Of sequences so many as have 8,192 tokens: attention takes memory by the square of their length, a cache by their number.
+    """
+    return max(1, _TOKENS // inputs.shape[1]) if inputs.dtype.kind == "i" else _SAMPLES
+
+
+def stepwise(executable: Executable, inputs: Array) -> Array:
+    """Return the logits of all samples, `rows_at_once`; those of whole sequences token by token where the graph has a cache.
 
     Whatever a cache does wrong shows as a difference to the graph without it.
+
+    Args:
+        executable: of a graph with one output.
+        inputs: (N, ...) of the graph's input, N at least 1; sequences are (N, T).
+
+    Returns:
+        (N, ...), of sequences (N, T, V).
     """
+    size = rows_at_once(inputs)
+    # a copy: a runtime may reuse its buffers
+    return np.concatenate([np.array(_stepped(executable, inputs[i : i + size])) for i in range(0, len(inputs), size)])
+
+
+def _stepped(executable: Executable, tokens: Array) -> Array:
     if not executable.graph.state:
         return executable(tokens)
     session = executable.start(*tokens.shape)

@@ -1,8 +1,7 @@
 """Training: differentiation of a graph, optimizers, the loop, checkpoints."""
 
 from mlperf_opt.training.autodiff import arguments, backward, gradients
-from mlperf_opt.training.dropout import check_dropout
-from mlperf_opt.training.loop import EpochReport, TrainResult, TrainSettings, train
+from mlperf_opt.training.loop import EpochReport, TrainResult, TrainSettings, check_trainable, train
 from mlperf_opt.training.objective import CROSS_ENTROPY, Distillation, Objective
 from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
 from mlperf_opt.training.projection import Free, Frozen, Projection
@@ -23,7 +22,7 @@ __all__ = [
     "TrainSettings",
     "arguments",
     "backward",
-    "check_dropout",
+    "check_trainable",
     "clip_by_global_norm",
     "cosine",
     "gradients",

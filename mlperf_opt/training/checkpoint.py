@@ -29,6 +29,7 @@ class TrainState:
         epoch: epochs done.
         step: optimizer steps done.
         history: mean training loss of each epoch.
+        rows: what was observed after each epoch.
         identity: hash of what is trained, on what and how; a checkpoint of something else is refused.
         memory: what the projection knows (see `Projection.refresh`).
     """
@@ -38,6 +39,7 @@ class TrainState:
     epoch: int
     step: int
     history: list[float]
+    rows: list[dict[str, Any]]
     identity: str
     memory: dict[str, Array] = field(default_factory=dict)
 
@@ -48,7 +50,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
     for name, slots in state.slots.items():
         arrays |= {f"slot/{slot}/{name}": array for slot, array in slots.items()}
     arrays |= {f"{_MEMORY}{name}": array for name, array in state.memory.items()}
-    progress = {"epoch": state.epoch, "step": state.step, "history": state.history}
+    progress = {"epoch": state.epoch, "step": state.step, "history": state.history, "rows": state.rows}
     text = json.dumps(progress)
     digest = _digest(arrays, text)
     save_arrays(path, arrays, {"identity": state.identity, "progress": text, "sha256": digest})
@@ -75,6 +77,7 @@ def load_checkpoint(path: Path, fresh: TrainState) -> TrainState:
             epoch=int(progress["epoch"]),
             step=int(progress["step"]),
             history=[float(loss) for loss in progress["history"]],
+            rows=[dict(row) for row in progress["rows"]],
             identity=fresh.identity,
             memory={name[len(_MEMORY) :]: array.copy() for name, array in stored.items() if name.startswith(_MEMORY)},
         )

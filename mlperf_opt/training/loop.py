@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset, Loader
+from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph, graph_hash
 from mlperf_opt.settings import require
 from mlperf_opt.training.autodiff import arguments, gradients
@@ -95,6 +96,7 @@ class EpochReport:
         loss, accuracy: mean loss, and share of targets predicted, over the batches as they were trained on.
         seconds: what it took.
         graph: the network as it would be returned now.
+        row: what was observed of it.
     """
 
     epoch: int
@@ -103,6 +105,7 @@ class EpochReport:
     accuracy: float
     seconds: float
     graph: Graph = field(repr=False)
+    row: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,24 @@ class TrainResult:
     Attributes:
         graph: the trained network, projected.
         history: the mean training loss of each epoch.
+        rows: what was observed after each epoch, also before a resume; empty where nothing was to be observed.
         shadow: the float32 weights behind the projection; of a codebook its centroids, in the order of its codes.
         memory: what the projection knew at the end.
     """
 
     graph: Graph
     history: tuple[float, ...]
+    rows: tuple[dict[str, Any], ...]
     shadow: Mapping[str, Array]
     memory: Mapping[str, Array]
+
+
+def check_trainable(graph: Graph, settings: TrainSettings) -> None:
+    """Raise `ConfigError` for settings that ``graph`` can't be trained with: dropout or shifts where nothing takes them."""
+    check_dropout(graph, settings.dropout)
+    (name, spec), *_ = graph.inputs.items()
+    if settings.shift and len(spec.shape) != 4:
+        raise ConfigError(f"shift={settings.shift}: only images can be shifted, and {graph.name} takes {name}: {spec}")
 
 
 def train(
@@ -130,6 +143,7 @@ def train(
     seed: int,
     projection: Projection | None = None,
     objective: Objective = CROSS_ENTROPY,
+    observe: Callable[[EpochReport], dict[str, Any]] | None = None,
     progress: Callable[[EpochReport], None] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 0.0,
@@ -144,17 +158,18 @@ def train(
         seed: of the order of samples and the augmentation.
         projection: what the forward pass uses of the weights; None for all of them as they are.
         objective: the loss.
-        progress: called after each epoch.
+        observe: called after each epoch for a row of plain data (as of JSON), which the checkpoint and the result hold.
+        progress: called after each epoch, when its checkpoint is written.
         checkpoint: written between epochs; where the file exists, training goes on from it to the same result.
         checkpoint_seconds: time from one checkpoint to the next at the least.
         threads: for the parts of a batch (``accumulate``); the result doesn't depend on it.
 
     Raises:
-        ConfigError: dropout where no value could be dropped.
+        ConfigError: see `check_trainable`.
         ArtifactError: the checkpoint is damaged or of another training.
         GraphError: the graph can't be differentiated.
     """
-    check_dropout(graph, settings.dropout)
+    check_trainable(graph, settings)
     loader = Loader(data.train, settings.batch, seed, settings.shift, settings.steps)
     run = _Training(graph, settings, projection or Free(), objective, loader, threads)
     state = run.initial_state(f"{graph_hash(graph)} {data.sha256} {settings} {seed}")
@@ -166,14 +181,17 @@ def train(
         loss, accuracy = run.epoch(state)
         state.epoch = epoch + 1
         state.history.append(loss)
+        report = EpochReport(epoch + 1, settings.epochs, loss, accuracy, time.perf_counter() - started, run.result(state))
+        if observe is not None:
+            report = replace(report, row=observe(report))
+            state.rows.append(report.row)
         due = time.perf_counter() - saved >= checkpoint_seconds
         if checkpoint is not None and (due or state.epoch == settings.epochs):
             save_checkpoint(checkpoint, state)
             saved = time.perf_counter()
         if progress is not None:
-            seconds = time.perf_counter() - started
-            progress(EpochReport(epoch + 1, settings.epochs, loss, accuracy, seconds, run.result(state)))
-    return TrainResult(run.result(state), tuple(state.history), state.weights, state.memory)
+            progress(report)
+    return TrainResult(run.result(state), tuple(state.history), tuple(state.rows), state.weights, state.memory)
 
 
 @dataclass(frozen=True)
@@ -196,7 +214,7 @@ class _Training:
         optimizer = self.settings.make_optimizer()
         slots = {name: optimizer.init(weight) for name, weight in weights.items()}
         whole = f"{identity} {self.projection.identity} {self.objective.identity}"
-        return TrainState(weights, slots, 0, 0, [], hashlib.sha256(whole.encode()).hexdigest())
+        return TrainState(weights, slots, 0, 0, [], [], hashlib.sha256(whole.encode()).hexdigest())
 
     def result(self, state: TrainState) -> Graph:
         """Return the graph with the projected weights, in the encodings that it has."""

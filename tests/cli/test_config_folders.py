@@ -42,6 +42,8 @@ PIPELINES = {
     "passes: {a: {pass: prune, sparsty: 0.1}}": "did you mean 'sparsity'",
     "passes: {a: {pass: quant}, b: {pass: quant}}": "can't come after a",
     "passes: {}\npromises: 5": "promises=5: expected a list",
+    "passes: {}\nmade_for: mlp": "made_for=mlp: expected a list of models' names",
+    "passes: {a: {pass: cluster, skip: [x]}}\nmade_for: [cnn]": "this pipeline is for model=cnn, not mlp: passes.a: ",
     "passes: {}\npromises: [{step: a, label: x}]": "promises[0].step=a: no such step",
     "passes: {}\npromises: [{step: baseline}]": "promises[0].label: missing",
     "passes: {}\npromises: [{step: baseline, label: x, quality_low: 0.9}]": "both, with 0 <= low <= high <= 1",

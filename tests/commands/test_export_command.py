@@ -1,6 +1,7 @@
 """The command ``export``: the file that it leaves, what it shows, and its exit status."""
 
 import io
+import os
 import re
 import subprocess
 import sys
@@ -120,6 +121,17 @@ def test_a_mistake_is_refused_before_any_work(words, message, tmp_path):
     with pytest.raises(MlperfOptError, match=message):
         run(*words)
     assert [path.name for path in tmp_path.iterdir()] == ["folder.onnx"]
+
+
+@pytest.mark.slow
+def test_a_text_is_compared_in_little_memory(shakespeare, tmp_path):
+    """218 windows of 256 tokens at once took 3.4 GB: attention by the square of 256, and onnxruntime gives nothing back."""
+    words = ["export", "model=chargpt", f"data.path={shakespeare}", "save=x.onnx"]
+    process = subprocess.Popen([sys.executable, "-m", "mlperf_opt", *words], stdout=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0 and (tmp_path / "x.onnx").exists()
+    assert used.ru_maxrss < 700 * 1024, f"{used.ru_maxrss} KiB"
 
 
 def test_help_explains_it(capsys):

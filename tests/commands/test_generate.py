@@ -13,7 +13,7 @@ from mlperf_opt import cli
 from mlperf_opt.artifacts import save_graph
 from mlperf_opt.commands import generate
 from mlperf_opt.data.tokenizer import BpeTokenizer, CharTokenizer
-from mlperf_opt.errors import ConfigError, DataError, MlperfOptError
+from mlperf_opt.errors import ConfigError, DataError, MlperfOptError, PassError
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.overrides import normalize, parse
 
@@ -47,6 +47,12 @@ REVERSE = ("model=transformer", "length=8", "temperature=0")
 @pytest.mark.parametrize("runtime", ["numpy", "compiled"])
 def test_the_reversing_transformer_reverses(passes, runtime):
     assert run(*REVERSE, "prompt=ABCDEFGH|", f"passes={passes}", f"runtime={runtime}") == "ABCDEFGH|HGFEDCBA\n"
+
+
+def test_a_pipeline_for_another_model_says_so_before_a_token():
+    said = "^this pipeline is for model=lenet300, not transformer: passes.sparsify: prune: shift=1: only images can be"
+    with pytest.raises(PassError, match=said):
+        run(*REVERSE, "prompt=ABCDEFGH|", "pipeline=smallest")
 
 
 def test_prompts_are_gone_on_with_in_one_batch():

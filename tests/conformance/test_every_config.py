@@ -213,3 +213,15 @@ def test_every_pipeline_builds(path):
     assert [step.name for step in config.steps] == list(content["passes"])
     assert len(config.promises) == len(content.get("promises", []))
     assert content["description"].strip()
+
+
+@pytest.mark.parametrize("path", sorted(PIPELINES.glob("*.yaml")), ids=_name)
+def test_every_pipeline_takes_the_models_that_it_is_for(path):
+    """What each pass checks before anything runs, on the weights that ship."""
+    made_for = _read(path)["made_for"]
+    assert made_for
+    for model in made_for:
+        config = build_config(compose(MAIN, [f"model={model}", f"pipeline={path.stem}"], None))
+        graph = config.model.trained()
+        for step in config.steps:
+            step.apply.check(graph)

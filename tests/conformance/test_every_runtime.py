@@ -128,7 +128,7 @@ def test_observing_tells_of_every_node_and_gives_the_same(runtime, model, before
         seen.append((node.output, value.dtype == graph.specs[node.output].dtype, nanoseconds >= 0))
 
     observed, called = executable.observe(note, inputs[:3]), executable(inputs[:3])
-    if executable.notes and before == "prune":  # all rows at once may run sparse where a chunk of them runs dense
+    if executable.notes and before in REAL:  # all rows at once may run sparse where a chunk of them runs dense
         np.testing.assert_allclose(observed, called, rtol=1e-4, atol=1e-5)
     else:
         np.testing.assert_array_equal(observed, called)

@@ -1,6 +1,7 @@
 """Attention against loops, the cached form against the whole one, embeddings and positions."""
 
 import math
+import time
 
 import numpy as np
 import op_oracles as oracle
@@ -190,3 +191,41 @@ def test_embedding_looks_up_rows_and_adds_up_their_gradients():
     np.testing.assert_array_equal(OPS["embedding"].forward(tokens, table), [[[4, 5], [0, 1], [4, 5]]])
     gradient = OPS["embedding"].vjp(np.ones((1, 3, 2), np.float32), table[tokens], tokens, table)[1]
     np.testing.assert_array_equal(gradient, [[1, 1], [0, 0], [2, 2]])
+
+
+def _in_order(grad, rows, count):
+    """The sum of each row's vectors in float32, added one by one in the order in which they come."""
+    total = np.zeros((count, grad.shape[-1]), np.float32)
+    for row, vector in zip(rows.reshape(-1), grad.reshape(-1, grad.shape[-1]), strict=True):
+        total[row] += vector
+    return total
+
+
+@pytest.mark.parametrize("vocabulary", [3, 40])
+def test_gradients_of_a_table_are_summed_in_order(rng, vocabulary):
+    """Training's bits depend on the order: a product, or a sum by pairs, is another one."""
+    grad, table = rng.normal(size=(4, 100, 8)).astype(np.float32), np.zeros((vocabulary, 8), np.float32)
+    tokens = rng.integers(0, vocabulary, (4, 100))
+    found = OPS["embedding"].vjp(grad, grad, tokens, table)[1]
+    assert found.dtype == np.float32 and found.tobytes() == _in_order(grad, tokens, vocabulary).tobytes()
+    offset = rng.integers(0, 30, 4)
+    places = np.minimum(offset[:, None] + np.arange(100), vocabulary - 1)
+    found = OPS["learned_positions"].vjp(grad, grad, grad, table, offset)[1]
+    assert found.tobytes() == _in_order(grad, places, vocabulary).tobytes()
+
+
+def test_the_gradient_of_an_embedding_does_not_wait_for_numpy_to_add_rows(rng):
+    """It takes an eighth of that; best of several, so that another process on the machine doesn't count."""
+    grad, tokens = rng.normal(size=(16, 256, 128)).astype(np.float32), rng.integers(0, 65, (16, 256))
+    table = np.zeros((65, 128), np.float32)
+
+    def best(call):
+        times = []
+        for _ in range(7):
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
+        return min(times)
+
+    by_rows = best(lambda: np.add.at(table.copy(), tokens.reshape(-1), grad.reshape(-1, 128)))
+    assert best(lambda: OPS["embedding"].vjp(grad, grad, tokens, table)) < by_rows / 2

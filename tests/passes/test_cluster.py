@@ -53,12 +53,16 @@ def test_a_small_weight_does_not_become_zero():
 
 def test_fewer_different_weights_than_clusters_stay_exact_and_it_says_so():
     weight = f32([0, 0.5, -0.25], [0.5, 0, 2])
-    lines = []
-    result = run_pass(Cluster(bits=3), linear_graph((weight, None)), NO_DATA, progress=lines.append)
+    result = run_pass(Cluster(bits=3), linear_graph((weight, None)), NO_DATA)
     np.testing.assert_array_equal(result.graph.weights["fc1.weight"].dense(), weight)
     np.testing.assert_array_equal(result.graph.weights["fc1.weight"].encoding.centroids, f32(-0.25, 0, 0.5, 2))
-    assert lines == ["fc1.weight: 3 different weights need no 7 clusters, each keeps its value"]
+    assert result.notes == ("fc1.weight: 3 different weights need no 7 clusters, each keeps its value",)
     assert result.stats["clusters"]["fc1.weight"]["centroids"] == 3
+
+
+def test_as_many_different_weights_as_clusters_are_no_news():
+    result = run_pass(Cluster(bits=2), linear_graph((f32([0, 0.5, -0.25], [0.5, 0, 2]), None)), NO_DATA)
+    assert result.stats["clusters"]["fc1.weight"]["exact"] and result.notes == ()
 
 
 @pytest.mark.parametrize("value", [0.0, 1.5, -2.0])

@@ -161,6 +161,16 @@ def test_rows_tell_of_each_epoch(mlp):
     assert "calibration" in lines[-1] and "bytes" in lines[-1]
 
 
+@pytest.mark.parametrize("step", [Finetune(shift=1), Prune(schedule="cubic", shift=1)])
+def test_shifts_of_a_text_are_refused_before_anything_runs(transformer, step):
+    name = type(step).__name__.lower()
+    said = rf"^{name}: shift=1: only images can be shifted, and transformer takes tokens: int64\[N,T\]$"
+    with pytest.raises(PassError, match=said):
+        step.check(transformer[0])
+    dataclasses.replace(step, shift=0).check(transformer[0])
+    Prune(shift=1).check(transformer[0])  # in one shot nothing is trained
+
+
 @pytest.mark.parametrize("settings", [{"distill": 1.5}, {"distill": -0.1}, {"temperature": 0.0}, {"warmup": 2.0}])
 def test_settings_out_of_range_are_named(settings):
     with pytest.raises(ConfigError, match=next(iter(settings))):

@@ -8,7 +8,7 @@ from mlperf_opt.errors import SessionError
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.kv_cache import KvCache
-from mlperf_opt.runtimes import COMPILED, NUMPY, continuations
+from mlperf_opt.runtimes import COMPILED, NUMPY, RUNTIMES, continuations, stepwise
 
 ROWS = [[1, 2, 3, 4, 5], [6], [7, 8, 0]]
 PROMPTS = np.array([[1, 2, 3, 4, 5], [6, 4, 4, 4, 4], [7, 8, 0, 4, 4]])  # what stands behind a row is anything
@@ -64,3 +64,44 @@ def test_lengths_that_cannot_be_are_refused(cached, lengths, message):
     executable = NUMPY.prepare(_graph(cached, "learned"))
     with pytest.raises(SessionError, match=message):
         next(continuations(executable, PROMPTS, 2, lengths=np.array(lengths)))
+
+
+class _Doubled:
+    """Stands for an executable: it notes the calls, and gives the same buffer each time."""
+
+    graph = _graph(False, "learned")
+
+    def __init__(self):
+        self.calls, self._buffer = [], {}
+
+    def __call__(self, inputs):
+        self.calls.append(len(inputs))
+        buffer = self._buffer.setdefault(inputs.shape[1:], np.zeros((500, *inputs.shape[1:])))
+        return np.multiply(inputs, 2, out=buffer[: len(inputs)])
+
+
+@pytest.mark.parametrize(
+    "inputs, sizes",
+    [
+        (np.arange(70 * 256).reshape(70, 256), [32, 32, 6]),
+        (np.arange(3 * 9000).reshape(3, 9000), [1, 1, 1]),
+        (np.arange(1001, dtype=np.float32).reshape(1001, 1, 1, 1), [500, 500, 1]),
+    ],
+    ids=["text", "long text", "images"],
+)
+def test_many_samples_are_run_in_parts(inputs, sizes):
+    executable = _Doubled()
+    np.testing.assert_array_equal(stepwise(executable, inputs), 2 * inputs)
+    assert executable.calls == sizes
+
+
+@pytest.mark.parametrize("runtime", list(RUNTIMES))
+def test_a_cache_is_stepped_in_parts(runtime, monkeypatch, rng):
+    plain, cached = (RUNTIMES[runtime].prepare(_graph(kind, "rotary")) for kind in (False, True))
+    tokens = rng.integers(0, 9, (5, 4))
+    expected = plain(tokens)
+    started, start = [], type(cached).start
+    monkeypatch.setattr(type(cached), "start", lambda self, *shape: started.append(shape) or start(self, *shape))
+    monkeypatch.setattr("mlperf_opt.runtimes.generation._TOKENS", 8)
+    np.testing.assert_allclose(stepwise(cached, tokens), expected, rtol=1e-3, atol=1e-5)
+    assert started == [(2, 4), (2, 4), (1, 4)]

@@ -94,11 +94,45 @@ def test_masters_of_quantized_weights_are_resumed_unrounded(tmp_path):
     assert graph_hash(resumed.graph) == graph_hash(straight.graph) and resumed.history == straight.history
 
 
+def _row(report):
+    """Numbers that no other epoch has, and that text must not round."""
+    return {"epoch": report.epoch, "loss": report.loss, "hash": graph_hash(report.graph)}
+
+
+@pytest.mark.parametrize("stops", [(3,), (1, 2, 5)])
+def test_rows_of_the_epochs_before_a_resume_are_kept(stops, tmp_path):
+    straight = train(_graph(), _images(), SETTINGS, seed=5, observe=_row)
+    path, seen = tmp_path / "state.checkpoint", []
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, observe=_row, progress=_interrupt_after(stop))
+    resumed = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, observe=_row, progress=seen.append)
+    assert len(seen) == 6 - stops[-1] and [row["epoch"] for row in resumed.rows] == [1, 2, 3, 4, 5, 6]
+    assert resumed.rows == straight.rows and len({row["hash"] for row in resumed.rows}) == 6
+
+
+def test_an_epoch_whose_observation_is_interrupted_is_done_again_as_a_whole(tmp_path):
+    """Its checkpoint would lack its row."""
+
+    def interrupted(report):
+        if report.epoch == 3:
+            raise KeyboardInterrupt
+        return _row(report)
+
+    straight = train(_graph(), _images(), SETTINGS, seed=5, observe=_row)
+    path = tmp_path / "state.checkpoint"
+    with pytest.raises(KeyboardInterrupt):
+        train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, observe=interrupted)
+    resumed = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, observe=_row)
+    assert resumed.rows == straight.rows and graph_hash(resumed.graph) == graph_hash(straight.graph)
+
+
 def test_a_finished_training_is_only_read(tmp_path):
     path, seen = tmp_path / "state.checkpoint", []
-    done = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path)
-    again = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, progress=seen.append)
+    done = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, observe=_row)
+    again = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, observe=_row, progress=seen.append)
     assert graph_hash(again.graph) == graph_hash(done.graph) and again.history == done.history and seen == []
+    assert again.rows == done.rows and len(done.rows) == 6
 
 
 def test_checkpoints_keep_their_distance_in_time(tmp_path):
