@@ -1,7 +1,6 @@
 """Attention against loops, the cached form against the whole one, embeddings and positions."""
 
 import math
-import time
 
 import numpy as np
 import op_oracles as oracle
@@ -212,20 +211,3 @@ def test_gradients_of_a_table_are_summed_in_order(rng, vocabulary):
     places = np.minimum(offset[:, None] + np.arange(100), vocabulary - 1)
     found = OPS["learned_positions"].vjp(grad, grad, grad, table, offset)[1]
     assert found.tobytes() == _in_order(grad, places, vocabulary).tobytes()
-
-
-def test_the_gradient_of_an_embedding_does_not_wait_for_numpy_to_add_rows(rng):
-    """It takes an eighth of that; best of several, so that another process on the machine doesn't count."""
-    grad, tokens = rng.normal(size=(16, 256, 128)).astype(np.float32), rng.integers(0, 65, (16, 256))
-    table = np.zeros((65, 128), np.float32)
-
-    def best(call):
-        times = []
-        for _ in range(7):
-            started = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - started)
-        return min(times)
-
-    by_rows = best(lambda: np.add.at(table.copy(), tokens.reshape(-1), grad.reshape(-1, 128)))
-    assert best(lambda: OPS["embedding"].vjp(grad, grad, tokens, table)) < by_rows / 2
