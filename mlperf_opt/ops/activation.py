@@ -38,9 +38,8 @@ def _gelu_constants(dtype: np.dtype) -> tuple[Array, ...]:
     return constants
 
 
-def _gelu_inner(x: Array) -> Array:
+def _gelu_inner(x: Array, linear: Array, cubic: Array) -> Array:
     # x (a + b x x) in place: numpy's ** 3 is two orders of magnitude slower than products
-    linear, cubic, _, _ = _gelu_constants(x.dtype)
     y = x * x
     y *= cubic
     y += linear
@@ -50,8 +49,8 @@ def _gelu_inner(x: Array) -> Array:
 
 def _gelu(x: Array) -> Array:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form of Hendrycks and Gimpel, arXiv:1606.08415."""
-    _, _, one, half = _gelu_constants(x.dtype)
-    y = _gelu_inner(x)
+    linear, cubic, one, half = _gelu_constants(x.dtype)
+    y = _gelu_inner(x, linear, cubic)
     y += one
     y *= half  # before x: twice a large x is no float32
     y *= x
@@ -60,7 +59,8 @@ def _gelu(x: Array) -> Array:
 
 def _gelu_vjp(grad: Array, _out: Array, x: Array) -> tuple[Array]:
     # 0.5 ((1 + t) + (1 - t t) x slope), in place: training spent more time on fresh arrays than on numbers
-    t = _gelu_inner(x)
+    linear, cubic, _, _ = _gelu_constants(x.dtype)
+    t = _gelu_inner(x, linear, cubic)
     y = x * x
     y *= 3 * _CUBIC * _SQRT_2_OVER_PI
     y += _SQRT_2_OVER_PI

@@ -25,7 +25,9 @@ def _forward(x: Array, weight: Array, bias: Array | None, *, activation: str = "
         y += bias
     if activation:
         y = activate(y, activation)
-    return y[(None,) * (x.ndim - 1)] if is_row else y
+    if is_row:
+        y = y[None, None] if x.ndim == 3 else y[(None,) * (x.ndim - 1)]
+    return y
 
 
 def _vjp(

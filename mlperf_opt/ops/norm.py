@@ -35,11 +35,11 @@ def _columns(width: int, dtype: np.dtype) -> tuple[Array, Array]:
 
 def _forward(x: Array, gamma: Array, beta: Array, *, eps: float) -> Array:
     if 0 < x.size == gamma.size:  # a decode step's row: its mean and deviation as Python numbers, quicker than numpy's
-        row = x.ravel()
-        y = row - float(row.dot(_ones(row.size, x.dtype))) / row.size
-        y *= gamma * (1 / math.sqrt(float(y.dot(y)) / row.size + eps))
-        y += beta
-        return y.reshape(x.shape)
+        y = x - float(x.ravel().dot(_ones(x.size, x.dtype))) / x.size
+        row = y.ravel()
+        row *= gamma * (1 / math.sqrt(float(row.dot(row)) / x.size + eps))
+        row += beta
+        return y
     ones, means = _columns(x.shape[-1], x.dtype)
     y = x - x @ ones / len(ones)  # not x @ means: 1 / width is rounded, and a row of equal values must give exact zeros
     y *= gamma / np.sqrt((y * y) @ means + eps)
