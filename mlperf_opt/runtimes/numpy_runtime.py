@@ -29,7 +29,6 @@ class NumpyExecutable:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._arity = len(graph.inputs) - (1 if graph.state else 0)  # a call makes the lengths itself
-        self._states = [state.name for state in graph.state]
         source, self._constants = _written(graph)
         self._code = compile(source, "<graph>", "exec")
         self._plain = self._bound(lambda node: node.definition.forward)
@@ -62,9 +61,9 @@ class NumpyExecutable:
         fresh = zero_state(self.graph, rows, length)
         return self._run_state(run, tokens, np.full(rows, length, np.int64), fresh)[0]
 
-    def _run_state(self, run: Run, tokens: Array, lengths: Array, state: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
-        logits, *updates = run(tokens, lengths, *[state[name] for name in self._states])
-        return logits, dict(zip(self._states, updates, strict=True))
+    def _run_state(self, run: Run, tokens: Array, lengths: Array, state: list[Array]) -> tuple[Array, list[Array]]:
+        logits, *updates = run(tokens, lengths, *state)
+        return logits, updates
 
     def _bound(self, function: Callable[[Node], Callable[..., Array]]) -> Run:
         """Return the graph's function in which each node calls what ``function`` gives for it."""

@@ -80,8 +80,8 @@ class OnnxExecutable:
         return values[self.graph.outputs[0]]
 
     @cached_property
-    def _states(self) -> set[str]:
-        return {state.name for state in self.graph.state}
+    def _states(self) -> list[str]:
+        return [state.name for state in self.graph.state]
 
     @cached_property
     def _single(self) -> list[tuple[Node, _Session]]:
@@ -98,15 +98,15 @@ class OnnxExecutable:
         rows, length = tokens.shape
         check_limits(self.graph, rows, length)
         check_tokens(self.graph, tokens)
-        return {self._tokens: tokens, LENGTHS: np.full(rows, length, np.int64), **zero_state(self.graph, rows, length)}
+        fresh = zip(self._states, zero_state(self.graph, rows, length), strict=True)
+        return {self._tokens: tokens, LENGTHS: np.full(rows, length, np.int64), **dict(fresh)}
 
-    def _run_state(self, tokens: Array, lengths: Array, state: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+    def _run_state(self, tokens: Array, lengths: Array, state: list[Array]) -> tuple[Array, list[Array]]:
         check_tokens(self.graph, tokens)
-        past = {input_name(name): array for name, array in state.items()}
+        past = {input_name(name): array for name, array in zip(self._states, state, strict=True)}
         found = self._session.run({self._tokens: tokens, LENGTHS: lengths, **past})
         # outputs of the model: those of the graph, then the states in their order
-        after = found[len(self.graph.outputs) :]
-        return found[0], {s.name: array for s, array in zip(self.graph.state, after, strict=True)}
+        return found[0], found[len(self.graph.outputs) :]
 
 
 class _Session:

@@ -13,24 +13,26 @@ from mlperf_opt.graph import POSITION, Graph
 from mlperf_opt.ops import embedding
 
 Array = NDArray[Any]
-Run = Callable[[Array, Array, dict[str, Array]], tuple[Array, dict[str, Array]]]
+Run = Callable[[Array, Array, list[Array]], tuple[Array, list[Array]]]
 
 
 class StateSession:
     """Implements `Session` over one function of a runtime.
 
-    ``run(tokens (N, T), lengths (N,), state) -> (logits (N, T, V), next state)`` may reuse the buffers of ``state``.
+    ``run(tokens (N, T), lengths (N,), state) -> (logits (N, T, V), next state)`` may reuse ``state``, a list in the order of
+    the graph's states, and its buffers.
     A runtime that keeps its caches in another layout gives the fresh ``state``, for `places` tokens.
 
     With a window the caches are rings of sinks + window places. What would overwrite a place that an earlier token of the
     same call still needs goes in by itself: one call with tokens up to where the ring is full, then one for each token.
     """
 
-    def __init__(self, graph: Graph, batch: int, max_length: int, run: Run, state: dict[str, Array] | None = None) -> None:
+    def __init__(self, graph: Graph, batch: int, max_length: int, run: Run, state: list[Array] | None = None) -> None:
         check_limits(graph, batch, max_length)
         self._graph = graph
         self._window = graph.window
         self._places = places(graph, max_length)
+        self._position = [s.name for s in graph.state].index(POSITION)
         self._state = zero_state(graph, batch, self._places) if state is None else state
         self._max_length = max_length
         self._batch = batch
@@ -39,11 +41,11 @@ class StateSession:
 
     @property
     def positions(self) -> Array:
-        return self._state[POSITION].copy()
+        return self._state[self._position].copy()
 
     @property
     def state_bytes(self) -> int:
-        return sum(array.nbytes for array in self._state.values())
+        return sum(array.nbytes for array in self._state)
 
     def prefill(self, tokens: Array, lengths: Array | None = None) -> Array:
         if tokens.ndim != 2 or len(tokens) != self._batch:
@@ -67,7 +69,7 @@ class StateSession:
         return self._advance(tokens[:, None], self._ones)[:, 0]
 
     def truncate(self, length: int | Array) -> None:
-        position = self._state[POSITION]
+        position = self._state[self._position]
         wanted = np.asarray(length, np.int64)
         if wanted.shape not in ((), position.shape):
             raise SessionError(f"truncate takes one length, or one per row ({self._batch}), got {wanted.shape}")
@@ -79,13 +81,13 @@ class StateSession:
                 expected = f"0 to {self._window[0]}, the sinks, or all {have}"
                 raise SessionError(f"row {row}: what {want} tokens would see has left the window; expected {expected}")
         # What lies behind a position is never read, so moving the position is all there is to do.
-        self._state[POSITION] = wanted.copy()
+        self._state[self._position] = wanted.copy()
 
     def _advance(self, tokens: Array, lengths: Array) -> Array:
         if tokens.dtype.kind not in "iu":
             raise SessionError(f"tokens are whole numbers, got {tokens.dtype}")
         tokens = tokens.astype(np.int64, copy=False)  # what every runtime takes
-        position = self._state[POSITION]
+        position = self._state[self._position]
         after = position + lengths
         if max(after.tolist()) > self._max_length:
             row = int(after.argmax())
@@ -101,7 +103,7 @@ class StateSession:
         check_tokens(self._graph, tokens)  # all before the first piece moves the state
         done, pieces = 0, []
         while done < tokens.shape[1]:
-            room = self._places - int(self._state[POSITION].max())
+            room = self._places - int(self._state[self._position].max())
             size = max(1, min(room, tokens.shape[1] - done))
             counts = np.clip(lengths - done, 0, size)
             logits, self._state = self._run(tokens[:, done : done + size], counts, self._state)
@@ -127,11 +129,11 @@ def places(graph: Graph, max_length: int) -> int:
     return max_length if graph.window is None else min(max_length, sum(graph.window))
 
 
-def zero_state(graph: Graph, batch: int, places: int) -> dict[str, Array]:
+def zero_state(graph: Graph, batch: int, places: int) -> list[Array]:
     """Return the state of ``batch`` rows that hold nothing yet, with room for ``places`` tokens each."""
     dims = {"N": batch, "L": places}
-    specs = {state.name: state.spec.bound(dims) for state in graph.state}
-    return {name: np.zeros(tuple(map(int, spec.shape)), spec.dtype) for name, spec in specs.items()}
+    specs = [state.spec.bound(dims) for state in graph.state]
+    return [np.zeros(tuple(map(int, spec.shape)), spec.dtype) for spec in specs]
 
 
 def check_limits(graph: Graph, batch: int, max_length: int) -> None:

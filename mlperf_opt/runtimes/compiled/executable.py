@@ -117,7 +117,7 @@ class CompiledExecutable:
             rows, length = x.shape
             check_limits(self.graph, rows, length)
             state = self._state(rows, length)
-            return self._bind(rows, length, state)(x, np.full(rows, length, np.int64), state)[0]
+            return self._bind(rows, length, state)(x, np.full(rows, length, np.int64), list(state.values()))[0]
         sequences, time = (x.shape[0], x.shape[1]) if self._timed else (len(x), 1)
         if self.graph.context is not None and time > self.graph.context:
             check_tokens(self.graph, x)  # says it
@@ -165,10 +165,10 @@ class CompiledExecutable:
         check_limits(self.graph, batch, max_length)
         length = places(self.graph, max_length)
         state = self._state(batch, length)
-        return StateSession(self.graph, batch, max_length, self._bind(batch, length, state), state)
+        return StateSession(self.graph, batch, max_length, self._bind(batch, length, state), list(state.values()))
 
     def _state(self, batch: int, length: int) -> dict[str, Array]:
-        """A fresh state with that many places: positions, and caches as the kernels keep them."""
+        """A fresh state with that many places, in the graph's order: positions, and caches as the kernels keep them."""
         return {
             state.name: np.zeros(batch, np.int64)
             if state.name == POSITION
@@ -182,17 +182,18 @@ class CompiledExecutable:
             if length > self._program.rows:
                 self._prepare(padded(length))
             worker = Worker(self._program, self._constants, state, length)
-        vocabulary = self._out_row[-1]
+        vocabulary, position = self._out_row[-1], list(state).index(POSITION)
 
         here, added = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
         held, new = here.ctypes.data, added.ctypes.data
 
-        def run(tokens: Array, lengths: Array, now: dict[str, Array]) -> tuple[Array, dict[str, Array]]:
+        def run(tokens: Array, lengths: Array, now: list[Array]) -> tuple[Array, list[Array]]:
             rows, time = tokens.shape
-            here[:], added[:] = now[POSITION], lengths
+            here[:], added[:] = now[position], lengths
             out = np.empty((rows, time, vocabulary), np.float32)
             if not machine.run(worker.address, tokens.ravel().view(np.float32), out.reshape(-1), new, held, 0, rows, time):
                 check_tokens(self.graph, tokens)  # says which
-            return out, {**now, POSITION: here + added}
+            now[position] = here + added
+            return out, now
 
         return run
