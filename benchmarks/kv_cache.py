@@ -43,12 +43,11 @@ def _networks(arguments: argparse.Namespace) -> tuple[Graph, Graph]:
 
 def _generate(executable: Executable, batch: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """Return (seconds of each step, the tokens (tokens, batch))."""
-    seconds, produced = np.empty(tokens), np.empty((tokens, batch), np.int64)
-    started = time.perf_counter()
-    for place, token in enumerate(continuations(executable, np.zeros((batch, _PROMPT), np.int64), tokens)):
-        now = time.perf_counter()
-        seconds[place], produced[place], started = now - started, token, now
-    return seconds, produced
+    times, produced = [time.perf_counter()], []
+    for token in continuations(executable, np.zeros((batch, _PROMPT), np.int64), tokens):
+        produced.append(token)
+        times.append(time.perf_counter())
+    return np.diff(times), np.stack(produced)
 
 
 def main() -> None:

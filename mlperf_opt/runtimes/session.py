@@ -13,6 +13,7 @@ from mlperf_opt.graph import POSITION, Graph
 from mlperf_opt.ops import embedding
 
 Array = NDArray[Any]
+_TOKEN = np.dtype(np.int64)  # what every runtime takes
 Run = Callable[[Array, Array, list[Array]], tuple[Array, list[Array]]]
 
 
@@ -84,9 +85,10 @@ class StateSession:
         self._state[self._position] = wanted.copy()
 
     def _advance(self, tokens: Array, lengths: Array) -> Array:
-        if tokens.dtype.kind not in "iu":
-            raise SessionError(f"tokens are whole numbers, got {tokens.dtype}")
-        tokens = tokens.astype(np.int64, copy=False)  # what every runtime takes
+        if tokens.dtype is not _TOKEN:
+            if tokens.dtype.kind not in "iu":
+                raise SessionError(f"tokens are whole numbers, got {tokens.dtype}")
+            tokens = tokens.astype(_TOKEN, copy=False)
         position = self._state[self._position]
         after = position + lengths
         if max(after.tolist()) > self._max_length:
