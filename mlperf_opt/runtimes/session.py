@@ -71,10 +71,11 @@ class StateSession:
 
     def truncate(self, length: int | Array) -> None:
         position = self._state[self._position]
-        wanted = np.asarray(length, np.int64)
-        if wanted.shape not in ((), position.shape):
-            raise SessionError(f"truncate takes one length, or one per row ({self._batch}), got {wanted.shape}")
-        wanted = np.broadcast_to(wanted, position.shape)
+        given = np.asarray(length, np.int64)
+        if given.shape not in ((), position.shape):
+            raise SessionError(f"truncate takes one length, or one per row ({self._batch}), got {given.shape}")
+        wanted = np.empty_like(position)
+        wanted[:] = given
         for row, (want, have) in enumerate(zip(wanted.tolist(), position.tolist(), strict=True)):
             if not 0 <= want <= have:
                 raise SessionError(f"row {row}: can't truncate to {want} tokens; it holds {have}")
@@ -82,7 +83,7 @@ class StateSession:
                 expected = f"0 to {self._window[0]}, the sinks, or all {have}"
                 raise SessionError(f"row {row}: what {want} tokens would see has left the window; expected {expected}")
         # What lies behind a position is never read, so moving the position is all there is to do.
-        self._state[self._position] = wanted.copy()
+        self._state[self._position] = wanted
 
     def _advance(self, tokens: Array, lengths: Array) -> Array:
         if tokens.dtype is not _TOKEN:
