@@ -163,7 +163,7 @@ def build_config(plain: Mapping[str, Any]) -> RunConfig:
         runtime=build_settings(RuntimeSettings, mapping(plain.get("runtime"), "runtime"), "runtime"),
         measure=build_settings(MeasureSettings, mapping(plain.get("measure"), "measure"), "measure"),
         steps=steps,
-        made_for=_made_for(plain.get("made_for") or ()),
+        made_for=_made_for(() if plain.get("made_for") is None else plain["made_for"]),
         promises=tuple(promises),
         seed=check_seed(plain["seed"]),
         plain=plain,

@@ -95,15 +95,15 @@ def _show(graph: Graph, data: Dataset, ours: Runtime, path: Path, settings: Meas
         raise MlperfOptError(f"cannot read {path}: {error.strerror}") from None
     inputs = data.held_out(settings.split).inputs
 
-    def run(runtime: Runtime) -> tuple[Quality, Array]:
+    def measured(runtime: Runtime) -> tuple[Quality, Array]:
         """Quality and logits. What has run is gone on return: onnxruntime keeps the memory of its largest call."""
         subject = Subject(graph, runtime, data, settings.batch, settings.split)
         return subject.quality, stepwise(subject.executable, inputs)
 
-    reference, expected = run(ours)
+    reference, expected = measured(ours)
     rows, facts = [_row(ours.name, reference)], []
     for name, fuse in (("onnxruntime", True), ("onnxruntime, unfused", False)):
-        quality, actual = run(Runtime(name, partial(_written, content=content, fuse=fuse), traced=False))
+        quality, actual = measured(Runtime(name, partial(_written, content=content, fuse=fuse), traced=False))
         row = _row(name, quality) | asdict(agreement(expected, actual))
         if data.task == "completion":
             same = reference.outputs == quality.outputs

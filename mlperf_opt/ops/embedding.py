@@ -29,7 +29,7 @@ def _infer(tokens: Spec, table: Spec) -> Spec:
 
 def check_tokens(tokens: Array, size: int) -> None:
     """Raise `GraphError` unless all ids are in 0..size - 1."""
-    if tokens.size == 1:  # a decode step
+    if tokens.size == 1 and tokens.dtype.kind in "iu":  # a decode step
         fits = 0 <= tokens.item() < size
     else:  # seen as unsigned a negative id is a huge one: one look instead of two
         fits = not tokens.size or tokens.view(f"u{tokens.itemsize}").max() < size
@@ -53,7 +53,7 @@ def _summed_by_row(grad: Array, rows: Array, count: int) -> Array:
     """
     width = grad.shape[-1]
     total = np.zeros(count * width, grad.dtype)
-    places = rows.reshape(-1, 1) * width + np.arange(width)
+    places = rows.astype(np.intp, copy=False).reshape(-1, 1) * width + np.arange(width)
     np.add.at(total, places.reshape(-1), grad.reshape(-1))
     return total.reshape(count, width)
 

@@ -18,7 +18,7 @@ def _infer(x: Spec, weight: Spec, bias: Spec | None, *, activation: str = "") ->
 
 
 def _forward(x: Array, weight: Array, bias: Array | None, *, activation: str = "") -> Array:
-    is_row = 0 < x.size == weight.shape[1]
+    is_row = 0 < x.size == x.shape[-1]
     # (M, K) . (K,) for one row: the same product of BLAS with less around it, which is half of what a decode step takes
     y = weight.dot(x.ravel()) if is_row else x @ weight.T  # (..., K) @ (K, M)
     if bias is not None:

@@ -34,7 +34,7 @@ def _columns(width: int, dtype: np.dtype) -> tuple[Array, Array]:
 
 
 def _forward(x: Array, gamma: Array, beta: Array, *, eps: float) -> Array:
-    if 0 < x.size == gamma.size:  # a decode step's row: its mean and deviation as Python numbers, quicker than numpy's
+    if 0 < x.size == x.shape[-1]:  # a decode step's row: its mean and deviation as Python numbers, quicker than numpy's
         y = x - float(x.ravel().dot(_ones(x.size, x.dtype))) / x.size
         row = y.ravel()
         row *= gamma * (1 / math.sqrt(float(row.dot(row)) / x.size + eps))

@@ -96,8 +96,12 @@ def stepwise(executable: Executable, inputs: Array) -> Array:
         (N, ...), of sequences (N, T, V).
     """
     size = rows_at_once(inputs)
-    # a copy: a runtime may reuse its buffers
-    return np.concatenate([np.array(_stepped(executable, inputs[i : i + size])) for i in range(0, len(inputs), size)])
+    part = _stepped(executable, inputs[:size])
+    logits = np.empty((len(inputs), *part.shape[1:]), part.dtype)
+    logits[:size] = part
+    for start in range(size, len(inputs), size):
+        logits[start : start + size] = _stepped(executable, inputs[start : start + size])
+    return logits
 
 
 def _stepped(executable: Executable, tokens: Array) -> Array:

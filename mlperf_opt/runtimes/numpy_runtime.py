@@ -69,7 +69,7 @@ class NumpyExecutable:
         """Return the graph's function in which each node calls what ``function`` gives for it."""
         names: dict[str, Any] = self._constants | {f"node{i}": function(node) for i, node in enumerate(self.graph.nodes)}
         exec(self._code, names)
-        return names["run"]
+        return names.pop("run")  # left in its own globals it would keep itself alive, and the weights with it
 
 
 def _written(graph: Graph) -> tuple[str, dict[str, Any]]:

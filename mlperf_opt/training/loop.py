@@ -181,15 +181,18 @@ def train(
         loss, accuracy = run.epoch(state)
         state.epoch = epoch + 1
         state.history.append(loss)
-        report = EpochReport(epoch + 1, settings.epochs, loss, accuracy, time.perf_counter() - started, run.result(state))
-        if observe is not None:
+        report = None
+        if observe is not None or progress is not None:
+            seconds = time.perf_counter() - started
+            report = EpochReport(epoch + 1, settings.epochs, loss, accuracy, seconds, run.result(state))
+        if observe is not None and report is not None:
             report = replace(report, row=observe(report))
             state.rows.append(report.row)
         due = time.perf_counter() - saved >= checkpoint_seconds
         if checkpoint is not None and (due or state.epoch == settings.epochs):
             save_checkpoint(checkpoint, state)
             saved = time.perf_counter()
-        if progress is not None:
+        if progress is not None and report is not None:
             progress(report)
     return TrainResult(run.result(state), tuple(state.history), tuple(state.rows), state.weights, state.memory)
 

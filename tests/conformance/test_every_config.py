@@ -221,7 +221,9 @@ def test_every_pipeline_takes_the_models_that_it_is_for(path):
     made_for = _read(path)["made_for"]
     assert made_for
     for model in made_for:
-        config = build_config(compose(MAIN, [f"model={model}", f"pipeline={path.stem}"], None))
+        words = [f"model={model}", f"pipeline={path.stem}"]
+        register_pipelines(CommandLine(words))
+        config = build_config(compose(MAIN, words, None))
         graph = config.model.trained()
         for step in config.steps:
             step.apply.check(graph)

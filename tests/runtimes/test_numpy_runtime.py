@@ -1,5 +1,6 @@
 """The function that the numpy runtime writes for a graph: nothing but numbered names, and values let go of in time."""
 
+import gc
 import keyword
 import re
 import weakref
@@ -10,7 +11,7 @@ import pytest
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import Graph, Node, Weight, verify
 from mlperf_opt.networks import DigitMLP
-from mlperf_opt.ops import Spec
+from mlperf_opt.ops import OPS, Spec
 from mlperf_opt.runtimes import NUMPY
 from mlperf_opt.runtimes.numpy_runtime import NumpyExecutable, _written
 
@@ -66,3 +67,30 @@ def test_calls_and_observed_calls_are_the_same(rng):
     assert nodes == [node.output for node in graph.nodes]
     with pytest.raises(GraphError, match="takes 1 inputs, got 2"):
         executable(x, x)
+
+
+def test_what_is_prepared_is_let_go_of_without_a_collector(rng):
+    """A function that is found in its own globals keeps itself alive, and the weights."""
+    graph, kept = DigitMLP().build("net", rng), []
+    executable = NumpyExecutable(graph)
+    (spec,) = graph.inputs.values()
+    gc.collect()
+    gc.disable()
+    try:
+        executable.observe(
+            lambda _node, value, _time: kept.append(weakref.ref(value)), np.ones((1, *spec.shape[1:]), np.float32)
+        )
+        executable = weakref.ref(executable)
+        assert executable() is None and kept and all(value() is None for value in kept)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("op, others", [("linear", ((4, 6),)), ("layer_norm", ((6,), (6,)))])
+def test_as_many_numbers_in_another_shape_are_no_row(op, others):
+    definition, weights = OPS[op], [np.ones(shape, np.float32) for shape in others]
+    settings = {"eps": 1e-5} if op == "layer_norm" else {}
+    arguments = [*weights, None] if op == "linear" else weights
+    assert definition.forward(np.ones((1, 6), np.float32), *arguments, **settings).shape[0] == 1
+    with pytest.raises(ValueError):
+        definition.forward(np.ones((2, 3), np.float32), *arguments, **settings)
