@@ -70,18 +70,20 @@ def test_calls_and_observed_calls_are_the_same(rng):
 
 
 def test_what_is_prepared_is_let_go_of_without_a_collector(rng):
-    """A function that is found in its own globals keeps itself alive, and the weights."""
-    graph, kept = DigitMLP().build("net", rng), []
-    executable = NumpyExecutable(graph)
-    (spec,) = graph.inputs.values()
+    """A function that is found in its own globals keeps itself alive, with the weights and what an observer holds."""
+    executable = NumpyExecutable(DigitMLP().build("net", rng))
+    (spec,) = executable.graph.inputs.values()
+
+    def observe(*_):
+        pass
+
     gc.collect()
     gc.disable()
     try:
-        executable.observe(
-            lambda _node, value, _time: kept.append(weakref.ref(value)), np.ones((1, *spec.shape[1:]), np.float32)
-        )
-        executable = weakref.ref(executable)
-        assert executable() is None and kept and all(value() is None for value in kept)
+        executable.observe(observe, np.ones((1, *spec.shape[1:]), np.float32))
+        alive = [weakref.ref(executable._plain), weakref.ref(observe)]
+        del executable, observe
+        assert [reference() for reference in alive] == [None, None]
     finally:
         gc.enable()
 
