@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from inspect import signature
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,16 +21,26 @@ Run = Callable[..., tuple[Array, ...]]
 
 
 class NumpyExecutable:
-    """A graph as one Python function, written for it: a line for each node, its values in local variables.
-
-    A loop over the nodes would take 6 % more of a decode step, in which no array has more than one row.
-    """
+    """A graph with its weights resolved once and its values in numbered slots, freed after their last use."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self._arity = len(graph.inputs) - (1 if graph.state else 0)  # a call makes the lengths itself
-        source, self._constants = _written(graph)
-        self._code = compile(source, "<graph>", "exec")
+        # what a call is given, in its order, has the first slots
+        given = [*(name for name in graph.inputs if name != LENGTHS), *[LENGTHS][: len(graph.state)]]
+        given += [state.name for state in graph.state]
+        kept = [graph.outputs[0], *(state.update for state in graph.state)]
+        values = {*given, *(node.output for node in graph.nodes)}
+        names = dict.fromkeys([*given, *(name for node in graph.nodes for name in (*node.inputs, node.output))])
+        self._slots = {name: i for i, name in enumerate(names)}
+        self._given = len(given)
+        self._constants = [None if name in values else _constant(graph, name) for name in names][self._given :]
+        self._read_kept = _reader([self._slots[name] for name in kept])
+        last = {name: i for i, node in enumerate(graph.nodes) for name in (node.output, *node.inputs)}
+        self._dead = [
+            [self._slots[n] for n in {*node.inputs, node.output} & (values - {*kept}) if last[n] == i]
+            for i, node in enumerate(graph.nodes)
+        ]
         self._plain = self._bound(lambda node: node.definition.forward)
 
     @property
@@ -66,36 +76,38 @@ class NumpyExecutable:
         return logits, updates
 
     def _bound(self, function: Callable[[Node], Callable[..., Array]]) -> Run:
-        """Return the graph's function in which each node calls what ``function`` gives for it."""
-        names: dict[str, Any] = self._constants | {f"node{i}": function(node) for i, node in enumerate(self.graph.nodes)}
-        exec(self._code, names)
-        return names.pop("run")  # left in its own globals it would keep itself alive, and the weights with it
+        """Return run(inputs, the lengths behind the tokens, states) -> (output, the states' updates).
+
+        Each node calls what ``function`` gives for it.
+        """
+        program = [
+            (
+                partial(function(node), **node.attributes) if node.attributes else function(node),
+                _reader([self._slots[name] for name in node.inputs]),
+                self._slots[node.output],
+                dead,
+            )
+            for node, dead in zip(self.graph.nodes, self._dead, strict=True)
+        ]
+        constants, read_kept = self._constants, self._read_kept
+
+        def run(*given: Array) -> tuple[Array, ...]:
+            slots = [*given, *constants]
+            for forward, read, output, dead in program:
+                slots[output] = forward(*read(slots))
+                for i in dead:
+                    slots[i] = None
+            return read_kept(slots)
+
+        return run
 
 
-def _written(graph: Graph) -> tuple[str, dict[str, Any]]:
-    """Return the source of run(inputs, the lengths behind the tokens, states) -> (output, the states' updates), and what it
-    finds outside of itself, but for the nodes' functions: weights, None for an absent argument, attributes.
-
-    A graph may come from a file, so nothing of its text gets into the source: its names are numbers there, and attributes go
-    by what the op's shape rule calls them. A value is let go of behind the last node that reads it.
-    """
-    given = [*(name for name in graph.inputs if name != LENGTHS), *[LENGTHS][: len(graph.state)]]
-    given += [state.name for state in graph.state]
-    kept = [graph.outputs[0], *(state.update for state in graph.state)]
-    values = {*given, *(node.output for node in graph.nodes)}
-    names = dict.fromkeys([*given, *(name for node in graph.nodes for name in (*node.inputs, node.output))])
-    label = {name: f"value{i}" for i, name in enumerate(names)}
-    outside: dict[str, Any] = {label[name]: _constant(graph, name) for name in names if name not in values}
-    last = {name: i for i, node in enumerate(graph.nodes) for name in (node.output, *node.inputs)}
-    lines = [f"def run({', '.join(label[name] for name in given)}):"]
-    for i, node in enumerate(graph.nodes):
-        keys = [key for key in signature(node.definition.infer).parameters if key in node.attributes]
-        outside |= {f"node{i}_{key}": node.attributes[key] for key in keys}
-        arguments = [*(label[name] for name in node.inputs), *(f"{key}=node{i}_{key}" for key in keys)]
-        lines.append(f"    {label[node.output]} = node{i}({', '.join(arguments)})")
-        dead = {label[n] for n in (*node.inputs, node.output) if last[n] == i and n in values and n not in kept}
-        lines += [f"    {value} = None" for value in sorted(dead)]
-    return "\n".join([*lines, f"    return ({', '.join(label[name] for name in kept)},)"]), outside
+def _reader(places: list[int]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """Return a function that reads these slots into a tuple; an itemgetter of one place would return it bare."""
+    if len(places) == 1:
+        (place,) = places
+        return lambda slots: (slots[place],)
+    return itemgetter(*places)
 
 
 def _constant(graph: Graph, name: str) -> Array | None:

@@ -1,8 +1,6 @@
-"""The function that the numpy runtime writes for a graph: nothing but numbered names, and values let go of in time."""
+"""The numpy runtime: names are any text, values and prepared graphs are let go of in time."""
 
 import gc
-import keyword
-import re
 import weakref
 
 import numpy as np
@@ -13,7 +11,7 @@ from mlperf_opt.graph import Graph, Node, Weight, verify
 from mlperf_opt.networks import DigitMLP
 from mlperf_opt.ops import OPS, Spec
 from mlperf_opt.runtimes import NUMPY
-from mlperf_opt.runtimes.numpy_runtime import NumpyExecutable, _written
+from mlperf_opt.runtimes.numpy_runtime import NumpyExecutable
 
 HOSTILE = ["x), __import__('os').abort() #", "run", "node0", "\n    raise SystemExit\n", "None"]
 
@@ -30,17 +28,13 @@ def _chain(names, **attributes):
     return Graph(name="t", inputs={x: Spec(("N", 2), "float32")}, nodes=nodes, outputs=(third,), weights=weights)
 
 
-def test_no_text_of_a_graph_gets_into_the_source():
+def test_names_of_a_graph_are_any_text():
     graph = verify(_chain(HOSTILE))
-    source, outside = _written(graph)
-    words = set(re.findall(r"\w+", source)) - set(keyword.kwlist)
-    assert all(re.fullmatch(r"run|value\d+|node\d+", word) for word in words), words
-    assert set(re.sub(r"\w+", "", source)) <= set("(),:= \n") and all(re.fullmatch(r"value\d+", name) for name in outside)
     np.testing.assert_array_equal(NUMPY.prepare(graph)(np.array([[-3, 5]], np.float32)), [[0, 20]])
 
 
 @pytest.mark.parametrize("key", ["x=1), node0(", "out", "more"])
-def test_an_attribute_that_the_op_does_not_know_is_refused_before_anything_is_written(key):
+def test_an_attribute_that_the_op_does_not_know_is_refused(key):
     with pytest.raises(GraphError):
         verify(_chain(["x", "w", "a", "b", "c"], **{key: 1}))
 
@@ -70,7 +64,7 @@ def test_calls_and_observed_calls_are_the_same(rng):
 
 
 def test_what_is_prepared_is_let_go_of_without_a_collector(rng):
-    """A function that is found in its own globals keeps itself alive, with the weights and what an observer holds."""
+    """A cycle would keep the weights and what an observer holds alive."""
     executable = NumpyExecutable(DigitMLP().build("net", rng))
     (spec,) = executable.graph.inputs.values()
 
