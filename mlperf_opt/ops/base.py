@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,6 +105,14 @@ def moved_bytes(out: Spec, *specs: Spec | None) -> int:
 def no_macs(out: Spec, *specs: Spec | None, **_: Any) -> Cost:
     """Cost of an op that multiplies nothing (FLOPs are counted as 2 x MACs of the products alone)."""
     return Cost(0, moved_bytes(out, *specs))
+
+
+@lru_cache(maxsize=8)
+def ones(size: int, dtype: np.dtype) -> Array:
+    """Ones (size,), not to be written to: a sum as a product with them takes half the time of numpy's own."""
+    vector = np.ones(size, dtype)
+    vector.setflags(write=False)
+    return vector
 
 
 def expect(ok: bool, fact: str) -> None:

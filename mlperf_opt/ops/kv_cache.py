@@ -18,7 +18,19 @@ from functools import lru_cache
 import numpy as np
 
 from mlperf_opt.ops.attention import check_heads, join_heads, split_groups
-from mlperf_opt.ops.base import Array, Cost, OpDef, Spec, are_known, expect, expect_float, is_whole, moved_bytes, no_macs
+from mlperf_opt.ops.base import (
+    Array,
+    Cost,
+    OpDef,
+    Spec,
+    are_known,
+    expect,
+    expect_float,
+    is_whole,
+    moved_bytes,
+    no_macs,
+    ones,
+)
 from mlperf_opt.ops.kv_cache_onnx import onnx_attention, onnx_scale, onnx_write
 from mlperf_opt.ops.onnx_form import direct
 
@@ -168,14 +180,17 @@ def _cached(
     rows, groups, capacity, width = keys.shape
     time = q.shape[1]
     used = min(max(position.tolist()) + time, capacity)  # what lies behind the longest row is never read
-    keys, values = keys[:, :, :used], values[:, :, :used]
+    # all heads of all rows on one axis: products of three axes take less than those of four
+    keys = keys.reshape(rows * groups, capacity, width)[:, :used]
+    values = values.reshape(rows * groups, capacity, width)[:, :used]
     if keys.dtype.itemsize < 4:
         keys, values = keys.astype(q.dtype), values.astype(q.dtype)
-    scores = _queries(q, heads, key_scale, keys) @ keys.mT  # (N, groups, heads a group * T, used)
+    scores = _queries(q, heads, groups, key_scale) @ keys.mT  # (N * groups, heads a group * T, used)
     if q_sinks is not None:
         few = min(sinks, used)
-        scores[..., :few] = _queries(q_sinks, heads, key_scale, keys) @ keys[:, :, :few].mT
-    if rows > 1 or time > 1 or (window and used > sinks + window):  # else a single new token sees all that is used
+        scores[..., :few] = _queries(q_sinks, heads, groups, key_scale) @ keys[:, :few].mT
+    sees_all = rows == time == 1 and not (window and used > sinks + window)
+    if not sees_all:
         own = (position[:, None] + np.arange(time))[:, None, None, :, None]  # the place of each query
         places = np.arange(used)
         hidden = places > own
@@ -183,24 +198,36 @@ def _cached(
             hidden |= (places >= sinks) & (places <= own - window) & (own < capacity)
         np.copyto(scores.reshape(rows, groups, -1, time, used), -np.inf, where=hidden)
     # softmax, but that the few numbers that come out are divided, not the many shares
-    scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
+    if not (sees_all and _exp_is_safe(scores)):
+        scores -= np.maximum.reduce(scores, axis=-1, keepdims=True)
     shares = np.exp(scores, out=scores)
-    sums = np.add.reduce(shares, axis=-1, keepdims=True)
+    sums = shares.dot(ones(capacity, q.dtype)[:used])
     if value_scale is not None:
-        shares *= value_scale[:, :, :used].mT
+        shares *= value_scale.reshape(rows * groups, capacity, 1)[:, :used].mT
     mixed = shares @ values
-    mixed /= sums
+    mixed /= sums[..., None]
     return join_heads(mixed.reshape(rows, heads, time, width)) if time > 1 else mixed.reshape(q.shape)
 
 
-def _queries(q: Array, heads: int, key_scale: Array | None, keys: Array) -> Array:
-    """Scaled queries (N, groups, heads a group * T, d), which take the keys' scales along: the codes need none then."""
-    rows, groups, _, width = keys.shape
+def _exp_is_safe(scores: Array) -> bool:
+    """Return whether exp of the scores, and sums of millions of these, are normal numbers, so that none need be shifted.
+
+    To find a row's maximum and subtract it takes a decode step four times as long as this.
+    """
+    flat = scores.ravel()
+    return scores.itemsize > 2 and -60 < flat.item(flat.argmin()) <= flat.item(flat.argmax()) < 60
+
+
+def _queries(q: Array, heads: int, groups: int, key_scale: Array | None) -> Array:
+    """Scaled queries (N * groups, heads a group * T, d), which take the keys' scales along: the codes need none then."""
+    rows, time, wide = q.shape
+    width = wide // heads
     queries = q * _root(width, q.dtype)
-    if q.shape[1] > 1:  # of a single token the heads lie side by side already
+    if time > 1:  # of a single token the heads lie side by side already
         queries = split_groups(queries, heads, groups)
-    queries = queries.reshape(rows, groups, -1, width)
-    return queries if key_scale is None else queries * key_scale[:, None]
+    if key_scale is not None:
+        queries = queries.reshape(rows, groups, -1, width) * key_scale[:, None]
+    return queries.reshape(rows * groups, -1, width)
 
 
 @lru_cache(maxsize=8)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import numpy as np
 
-from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs
+from mlperf_opt.ops.base import Array, OpDef, Spec, expect, expect_float, no_macs, ones
 from mlperf_opt.ops.onnx_form import Form, node
 
 
@@ -19,29 +18,22 @@ def _infer(x: Spec, gamma: Spec, beta: Spec, *, eps: float) -> Spec:
     return x
 
 
-@lru_cache(maxsize=8)
-def _ones(width: int, dtype: np.dtype) -> Array:
-    """Ones (width,): sums as products, which cost a decode step less than reductions."""
-    ones = np.ones(width, dtype)
-    ones.setflags(write=False)
-    return ones
-
-
 def _columns(width: int, dtype: np.dtype) -> tuple[Array, Array]:
     """Columns of ones and of 1 / width, (width, 1): sums and means of rows as products."""
-    ones = _ones(width, dtype)[:, None]
-    return ones, ones / width
+    column = ones(width, dtype)[:, None]
+    return column, column / width
 
 
 def _forward(x: Array, gamma: Array, beta: Array, *, eps: float) -> Array:
-    if 0 < x.size == x.shape[-1]:  # a decode step's row: its mean and deviation as Python numbers, quicker than numpy's
-        y = x - float(x.ravel().dot(_ones(x.size, x.dtype))) / x.size
+    width = x.shape[-1]
+    if 0 < x.size == width:  # a decode step's row
+        y = x - x.ravel().dot(ones(width, x.dtype)) / width
         row = y.ravel()
-        row *= gamma * (1 / math.sqrt(float(row.dot(row)) / x.size + eps))
+        row *= gamma * np.array(1 / math.sqrt(row.dot(row) / width + eps), x.dtype)
         row += beta
         return y
-    ones, means = _columns(x.shape[-1], x.dtype)
-    y = x - x @ ones / len(ones)  # not x @ means: 1 / width is rounded, and a row of equal values must give exact zeros
+    sums, means = _columns(width, x.dtype)
+    y = x - x @ sums / width  # not x @ means: 1 / width is rounded, and a row of equal values must give exact zeros
     y *= gamma / np.sqrt((y * y) @ means + eps)
     y += beta
     return y
@@ -49,8 +41,8 @@ def _forward(x: Array, gamma: Array, beta: Array, *, eps: float) -> Array:
 
 def _vjp(grad: Array, _out: Array, x: Array, gamma: Array, beta: Array, *, eps: float) -> tuple[Array, ...]:
     width = x.shape[-1]
-    ones, means = _columns(width, x.dtype)
-    unit = x - x @ ones / width
+    sums, means = _columns(width, x.dtype)
+    unit = x - x @ sums / width
     deviation = np.sqrt((unit * unit) @ means + eps)
     unit /= deviation
     d_unit = grad * gamma

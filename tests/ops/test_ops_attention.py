@@ -112,6 +112,21 @@ def test_cached_steps_equal_whole_attention_per_row(rng, heads, capacity, prompt
     np.testing.assert_array_equal(state[2], lengths + total - longest)
 
 
+@pytest.mark.parametrize("dtype, largest, near", [(np.float32, 100, 1e-4), (np.float32, 3e4, 0.03), (np.float16, 14, 0.03)])
+@pytest.mark.parametrize("of_heads", [(1, 1), (-1, -1), (1, -1), (0.1, -1)])
+def test_a_token_alone_has_scores_of_any_size(rng, dtype, largest, near, of_heads):
+    """Of all heads large, or small, or of one each: exp alone would be no number, or lose what is small."""
+    q = np.ones((1, 1, 4), dtype)
+    sizes = np.repeat(of_heads, 2) * largest / math.sqrt(2)  # a score is the sum of a head's two, over their root
+    keys = (rng.uniform(0.98, 1, (1, 6, 4)) * sizes).astype(dtype)
+    values = rng.normal(size=(1, 6, 4)).astype(dtype)
+    cached = [x.reshape(1, 6, 2, 2).swapaxes(1, 2).copy() for x in (keys, values)]
+    found = OPS["cached_attention"].forward(q, *cached, np.array([5]), heads=2)
+    expected = oracle.attention_row(q[0, 0], keys[0], values[0], 2)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found[0, 0], expected, atol=near)
+
+
 def test_a_chunk_behind_a_filled_cache_equals_whole_attention(rng):
     q, k, v = _qkv(rng, 2, 6, 4)
     expected = oracle.attention(q, k, v, 2, causal=True)

@@ -51,6 +51,30 @@ def test_a_value_is_let_go_of_behind_its_last_reader():
     assert alive["c"]() is output
 
 
+def test_all_that_a_node_is_the_last_to_read_is_let_go_of():
+    """Two values at once, what nobody reads, and a slot that is used again."""
+    nodes = (
+        Node("relu", ("x",), "a"),
+        Node("linear", ("a", "w", ""), "b"),
+        Node("add", ("a", "b"), "c"),
+        Node("gelu", ("c",), "unread"),
+        Node("add", ("c", "c"), "d"),
+        Node("add", ("x", "d"), "e"),
+    )
+    weights = {"w": Weight(2 * np.eye(2, dtype=np.float32))}
+    graph = Graph(name="t", inputs={"x": Spec(("N", 2), "float32")}, nodes=nodes, outputs=("e",), weights=weights)
+    alive, seen = {}, {}
+
+    def observe(node, value, _nanoseconds):
+        alive[node.output] = weakref.ref(value)
+        seen[node.output] = "".join(name[0] for name, reference in alive.items() if reference() is not None)
+
+    x = np.array([[1, -1]], np.float32)
+    np.testing.assert_array_equal(NumpyExecutable(graph).observe(observe, x), [[7, -1]])
+    assert seen == {"a": "a", "b": "ab", "c": "abc", "unread": "cu", "d": "cd", "e": "de"}
+    np.testing.assert_array_equal(x, [[1, -1]])
+
+
 def test_calls_and_observed_calls_are_the_same(rng):
     graph = DigitMLP().build("net", rng)
     (spec,) = graph.inputs.values()
