@@ -210,12 +210,14 @@ def _cached(
 
 
 def _exp_is_safe(scores: Array) -> bool:
-    """Return whether exp of the scores, and sums of millions of these, are normal numbers, so that none need be shifted.
+    """Return whether exp of the scores, and what is made of it, are normal numbers, so that no score need be shifted.
 
-    To find a row's maximum and subtract it takes a decode step four times as long as this.
+    A million exp(30) times values of 1e19 are float32 numbers still, exp(-60) times values of 1e-11 normal ones; float16
+    has no room for that. Finding the maximum and subtracting it takes four times as long as this in a decode step, and
+    min() and max() twice.
     """
     flat = scores.ravel()
-    return scores.itemsize > 2 and -60 < flat.item(flat.argmin()) <= flat.item(flat.argmax()) < 60
+    return scores.itemsize > 2 and -60 < flat.item(flat.argmin()) <= flat.item(flat.argmax()) < 30
 
 
 def _queries(q: Array, heads: int, groups: int, key_scale: Array | None) -> Array:

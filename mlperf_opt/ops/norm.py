@@ -29,7 +29,8 @@ def _forward(x: Array, gamma: Array, beta: Array, *, eps: float) -> Array:
     if 0 < x.size == width:  # a decode step's row
         y = x - x.ravel().dot(ones(width, x.dtype)) / width
         row = y.ravel()
-        row *= gamma * np.array(1 / math.sqrt(row.dot(row) / width + eps), x.dtype)
+        # in float64, where no eps vanishes beside 0; as an array, since numpy takes a Python number twice the time
+        row *= gamma * np.array(1 / math.sqrt(float(row.dot(row)) / width + eps), x.dtype)
         row += beta
         return y
     sums, means = _columns(width, x.dtype)

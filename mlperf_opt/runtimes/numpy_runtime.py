@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, partial
 from operator import itemgetter
 from types import FunctionType
 from typing import Any
@@ -21,8 +21,9 @@ from mlperf_opt.runtimes.session import StateSession, check_limits, zero_state
 Array = NDArray[Any]
 Run = Callable[..., tuple[Array, ...]]
 
-
-_WEIGHTED, _RELEASE, _OTHER = -1, 0, 5  # how a row of a program reads; 1, 2 and 4: so many slots
+# How a step reads what its node is given, where that is not a number of slots.
+_WEIGHTED, _OTHERWISE, _RELEASE = -1, -2, -3
+_COUNTS = (1, 2, 4)  # of slots that a step reads by itself: what the nodes of a decode step have
 
 
 class NumpyExecutable:
@@ -35,9 +36,8 @@ class NumpyExecutable:
         given = [*(name for name in graph.inputs if name != LENGTHS), *[LENGTHS][: len(graph.state)]]
         given += [state.name for state in graph.state]
         kept = [graph.outputs[0], *(state.update for state in graph.state)]
-        self._rows, self._rest, slots = _laid_out(graph, given, {*kept})
-        self._read_kept = _reader([slots[name] for name in kept])
-        self._plain = self._bound(lambda node: _with_attributes(node.definition.forward, tuple(node.attributes.items())))
+        self._layout = _laid_out(graph, given, kept)
+        self._plain = self._bound(_with_attributes())
 
     @property
     def notes(self) -> Mapping[str, str]:
@@ -77,15 +77,16 @@ class NumpyExecutable:
         Each node calls what ``function`` gives for it, with its arrays alone.
         """
         program: list[tuple[Any, ...]] = [
-            (row.how, row.node and function(row.node), row.output, *row.reads) for row in self._rows
+            (step.how, function(step.node) if step.node else None, step.output, *step.reads, *[None] * (4 - len(step.reads)))
+            for step in self._layout.steps
         ]
-        rest, read_kept = self._rest, self._read_kept
+        initial, read_kept = self._layout.initial, _reader(self._layout.kept)
 
-        # Getting to a node takes a decode step longer than many a node itself: the weights of those before have thrown the
-        # way there out of the CPU's caches. So a row is one tuple that holds what it can.
+        # In a decode step the CPU's caches are cold between two nodes: a weight has just streamed through them. So all that
+        # is needed of a step is in one flat tuple, not behind attributes and calls.
         def run(*given: Array) -> tuple[Array, ...]:
-            slots = [*given, *rest]
-            for how, forward, output, a, b, c, d in program:
+            slots = [*given, *initial]
+            for how, forward, output, a, b, c, d in program:  # a to d: see `_Step.reads`
                 if how == _WEIGHTED:
                     slots[output] = forward(slots[a], b, c)
                 elif how == 2:
@@ -104,78 +105,90 @@ class NumpyExecutable:
 
 
 @dataclass(frozen=True)
-class _Row:
-    """One step of a program: a node that puts its value into the slot ``output``, or the release of that slot.
+class _Step:
+    """A node that puts its value into a slot, or the release of a slot.
 
     Attributes:
-        how: what ``reads`` holds: a slot and two weights (`_WEIGHTED`), 1, 2 or 4 slots, nothing (`_RELEASE`), or what reads
-            the arguments from the slots (`_OTHER`).
+        how: 1, 2 or 4, `_WEIGHTED`, `_OTHERWISE` or `_RELEASE`.
+        reads: so many slots; a slot and two weights; a function of all slots that gives the node's arguments; nothing.
     """
 
     how: int
     node: Node | None
     output: int
-    reads: tuple[Any, ...]  # always four
+    reads: tuple[Any, ...] = ()
 
 
-def _laid_out(graph: Graph, given: list[str], kept: set[str]) -> tuple[list[_Row], list[Array | None], dict[str, int]]:
-    """Return (the graph's program, what is in the slots behind those of ``given`` before it runs, each name's slot).
+@dataclass(frozen=True)
+class _Layout:
+    """A graph's steps, what the slots behind those of a call's arguments hold at first, the slots of what it returns."""
 
-    A value takes the slot of one that its node is the last to read, which lets go of that one; ``kept`` are kept to the end.
-    """
+    steps: list[_Step]
+    initial: list[Array | None]
+    kept: list[int]
+
+
+def _laid_out(graph: Graph, given: list[str], kept: list[str]) -> _Layout:
+    """Give each value a slot: that of one which its node is the last to read, so that writing it lets go of the other."""
     values = {*given, *(node.output for node in graph.nodes)}
-    passing = values - {*given} - kept  # whoever calls holds what he gives
+    temporary = values - {*given, *kept}  # whoever calls holds what he gives
     last = {name: node for node in graph.nodes for name in (node.output, *node.inputs)}
     slots = {name: i for i, name in enumerate(given)}
-    rest: list[Array | None] = []
-    rows: list[_Row] = []
-    free: list[int] = []
+    initial: list[Array | None] = []
+    steps: list[_Step] = []
+    constant = cache(partial(_constant, graph))  # a weight with several readers is decoded once
 
-    def new_slot(holds: Array | None) -> int:
-        rest.append(holds)
-        return len(given) + len(rest) - 1
+    def slot_of(name: str) -> int:
+        if name not in slots:
+            slots[name] = len(given) + len(initial)
+            initial.append(None if name in values else constant(name))
+        return slots[name]
 
     for node in graph.nodes:
-        how: int = _OTHER
-        reads: list[Any] = [None] * 4
         if [name in values for name in node.inputs] == [True, False, False]:
-            how = _WEIGHTED
-            reads[:3] = slots[node.inputs[0]], *(_constant(graph, name) for name in node.inputs[1:])
+            x, weight, other = node.inputs
+            how, reads = _WEIGHTED, (slot_of(x), constant(weight), constant(other))
+        elif len(node.inputs) in _COUNTS:
+            how, reads = len(node.inputs), tuple(slot_of(name) for name in node.inputs)
         else:
-            for name in node.inputs:
-                if name not in slots:
-                    slots[name] = new_slot(_constant(graph, name))
-            places = [slots[name] for name in node.inputs]
-            if len(places) in (1, 2, 4):
-                how = len(places)
-                reads[:how] = places
-            else:
-                reads[0] = _reader(places)
-        ended = [name for name in dict.fromkeys(node.inputs) if name in passing and last[name] is node]
-        over = [slots[name] for name in ended]
-        slots[node.output] = over.pop() if over else free.pop() if free else new_slot(None)
-        if node.output in passing and last[node.output] is node:
-            over.append(slots[node.output])  # nobody reads it
-        rows.append(_Row(how, node, slots[node.output], tuple(reads)))
-        rows += [_Row(_RELEASE, None, slot, (None,) * 4) for slot in over]
-        free += over
-    return rows, rest, slots
+            how, reads = _OTHERWISE, (_reader([slot_of(name) for name in node.inputs]),)
+        released = [slots[name] for name in dict.fromkeys(node.inputs) if name in temporary and last[name] is node]
+        if released:
+            slots[node.output] = released.pop()
+        output = slot_of(node.output)
+        if node.output in temporary and last[node.output] is node:
+            released.append(output)  # nobody reads it
+        steps += [_Step(how, node, output, reads), *(_Step(_RELEASE, None, slot) for slot in released)]
+    return _Layout(steps, initial, [slot_of(name) for name in kept])
 
 
-@lru_cache(maxsize=256)
-def _with_attributes(forward: Any, attributes: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
-    """Return an op's function that needs no attributes, the same one for all nodes with these.
+def _with_attributes() -> Callable[[Node], Callable[..., Array]]:
+    """Return what gives a node's function with its attributes filled in, one for all nodes that are alike.
 
-    They become the defaults of a copy's keywords, which saves `partial`'s own call around each of the op's.
+    They become the defaults of the keywords of a copy, which saves `partial`'s own call around each of the op's; and what
+    nodes share is still in the CPU's caches.
     """
-    if not attributes:
-        return forward
-    given, code = dict(attributes), getattr(forward, "__code__", None)
-    if code is None or not given.keys() <= {*code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]}:
-        return partial(forward, **given)  # a function that takes them in another way
-    copy = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
-    copy.__kwdefaults__ = {**(forward.__kwdefaults__ or {}), **given}
-    return copy
+    made: dict[tuple[Any, ...], Callable[..., Array]] = {}
+
+    def function(node: Node) -> Callable[..., Array]:
+        forward = node.definition.forward
+        key = (forward, *((name, type(value), value) for name, value in node.attributes.items()))
+        if node.attributes and key not in made:
+            made[key] = _filled_in(forward, node.attributes)
+        return made[key] if node.attributes else forward
+
+    return function
+
+
+def _filled_in(forward: Callable[..., Array], attributes: Mapping[str, Any]) -> Callable[..., Array]:
+    if isinstance(forward, FunctionType):
+        code = forward.__code__
+        keywords = code.co_varnames[code.co_argcount :][: code.co_kwonlyargcount]
+        if attributes.keys() <= {*keywords}:
+            copy = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
+            copy.__kwdefaults__ = {**(forward.__kwdefaults__ or {}), **attributes}
+            return copy
+    return partial(forward, **attributes)  # takes them in another way
 
 
 def _reader(places: list[int]) -> Callable[[list[Any]], tuple[Any, ...]]:

@@ -112,6 +112,17 @@ def test_cached_steps_equal_whole_attention_per_row(rng, heads, capacity, prompt
     np.testing.assert_array_equal(state[2], lengths + total - longest)
 
 
+@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("sharpness", [1, 40])
+def test_a_token_alone_sees_the_sinks_and_the_window_of_a_longer_cache(rng, window, sharpness):
+    q = sharpness * rng.normal(size=(1, 1, 4)).astype(np.float32)
+    keys, values = (rng.normal(size=(1, 1, 20, 4)).astype(np.float32) for _ in range(2))
+    found = OPS["cached_attention"].forward(q, keys, values, np.array([15]), heads=1, sinks=2, window=window)
+    seen = [0, 1, *range(16 - window, 16)]
+    expected = oracle.attention_row(q[0, 0], keys[0, 0, seen], values[0, 0, seen], 1)
+    np.testing.assert_allclose(found[0, 0], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype, largest, near", [(np.float32, 100, 1e-4), (np.float32, 3e4, 0.03), (np.float16, 14, 0.03)])
 @pytest.mark.parametrize("of_heads", [(1, 1), (-1, -1), (1, -1), (0.1, -1)])
 def test_a_token_alone_has_scores_of_any_size(rng, dtype, largest, near, of_heads):
@@ -125,6 +136,14 @@ def test_a_token_alone_has_scores_of_any_size(rng, dtype, largest, near, of_head
     expected = oracle.attention_row(q[0, 0], keys[0], values[0], 2)
     assert found.dtype == dtype
     np.testing.assert_allclose(found[0, 0], expected, atol=near)
+
+
+@pytest.mark.parametrize("score, size", [(86, 1), (50, 1e18), (29, 1e18), (-59, 1e-10), (-85, 1e-8)])
+def test_large_values_of_many_places_and_small_ones_keep_their_digits(rng, score, size):
+    keys = np.full((1, 1, 900, 1), score, np.float32)
+    values = (size * rng.uniform(1, 2, (1, 1, 900, 1))).astype(np.float32)
+    found = OPS["cached_attention"].forward(np.ones((1, 1, 1), np.float32), keys, values, np.array([899]), heads=1)
+    np.testing.assert_allclose(found.item(), values.mean(dtype=np.float64), rtol=1e-5)
 
 
 def test_a_chunk_behind_a_filled_cache_equals_whole_attention(rng):
