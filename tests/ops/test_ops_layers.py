@@ -128,6 +128,13 @@ def test_layer_norm_of_a_constant_row_is_beta(value, rows):
     np.testing.assert_allclose(found, [beta] * rows, atol=1e-4)
 
 
+def test_layer_norm_of_a_constant_row_divides_by_the_smallest_eps():
+    """1e-50 is 0 in float32, the variance too."""
+    beta = np.array([1, -2, 3], np.float32)
+    found = OPS["layer_norm"].forward(np.full((1, 3), 4, np.float32), np.ones(3, np.float32), beta, eps=1e-50)
+    np.testing.assert_array_equal(found, [beta])
+
+
 LOGITS = [[1.0, 2.0, 3.0], [1e4, -1e4, 0.0], [-1e4, -1e4, -1e4 + 1], [1e4, 1e4, 1e4]]
 
 
