@@ -10,11 +10,16 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import mlperf_opt
 from mlperf_opt.errors import ConfigError, MlperfOptError, did_you_mean
 from mlperf_opt.overrides import CommandLine, normalize, options, parse
 from mlperf_opt.resources import resource_dir
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 COMMANDS = {
     "optimize": "apply passes to a model and measure every step (may be left out)",
@@ -118,7 +123,27 @@ def _run(command: str, line: CommandLine) -> int:
     from mlperf_opt.commands import export, generate, optimize, train
 
     commands = {"optimize": optimize, "train": train, "generate": generate, "export": export}
-    return commands[command].run(line, _console())
+    console = _console()
+    with _notices(console):
+        return commands[command].run(line, console)
+
+
+@contextmanager
+def _notices(console: Console) -> Iterator[None]:
+    """Show what the package logs for whoever waits."""
+    import logging
+
+    class ToConsole(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            console.print(record.getMessage(), style="dim")
+
+    log, handler = logging.getLogger("mlperf_opt"), ToConsole()
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
 
 
 def _fix_threads(threads: str) -> None:
@@ -128,7 +153,7 @@ def _fix_threads(threads: str) -> None:
             os.environ[name] = threads
 
 
-def _console():  # noqa: ANN202 - rich is imported here only when there is something to show
+def _console() -> Console:
     from rich.console import Console
 
     class Face(Console):

@@ -78,8 +78,6 @@ def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str],
         with console.status("starting") as status:
             graph = apply_passes(config, runtime, status.update)
         _check_room(prompts, ids, settings.length, graph)
-    if notice := runtime.notice():
-        console.print(notice, style="dim")
     executable = runtime.prepare(graph)
     generators = [np.random.default_rng((config.seed, row)) for row in range(len(ids))]
     readers = [_Reader(tokenizer, prompt, stop) for prompt in prompts]

@@ -95,7 +95,6 @@ def _single(line: CommandLine, console: Console) -> int:
 
     def task(config: RunConfig, folder: Path, _number: int) -> None:
         console.print(_headline(config))
-        _announce(config, console)
         with console.status("starting") as status:
             job = Run(config, folder, status.update)
             jobs.append(job)
@@ -120,7 +119,6 @@ def _sweep(line: CommandLine, console: Console) -> int:
 
     def task(config: RunConfig, job_folder: Path, number: int) -> None:
         overrides = tuple(_task_overrides())
-        _announce(config, console)
         job = Run(config, job_folder, lambda _text: None)
         failure = None
         try:
@@ -205,12 +203,6 @@ def _task_overrides() -> list[str]:
 def _sweep_folder() -> str:
     now = datetime.now()
     return f"outputs/{now:%Y-%m-%d}/{now:%H-%M-%S-%f}"
-
-
-def _announce(config: RunConfig, console: Console) -> None:
-    """Say what there is to wait for before the first step."""
-    if notice := config.runtime.runtime.notice():
-        console.print(notice, style="dim")
 
 
 def _headline(config: RunConfig) -> str:

@@ -34,7 +34,8 @@ from mlperf_opt.kernels.emit import (
     tail_mask,
 )
 from mlperf_opt.kernels.instruction import field, operand
-from mlperf_opt.kernels.jit import features, kernel
+from mlperf_opt.kernels.jit import features, kernel, operation
+from mlperf_opt.kernels.opcodes import DONE, PRODUCT
 from mlperf_opt.kernels.product import (
     BIAS,
     COLUMNS,
@@ -184,11 +185,13 @@ def _finish_block(instruction_, memories, sums, tiles, tile_rows, panel, panels,
             )  # fmt: skip
 
 
-@kernel()
+@operation
 def product_on_tiles(instruction_, memories, rows):
-    """Run one int8 product: as `product.product`, for at least 16 rows of a linear layer, or a convolution."""
+    """Run one int8 product, as `product.product`; a linear layer of fewer rows than a tile is left to that one."""
     images, lines, pixels = 1, 1, rows
     convolution = field(instruction_, PIXELS) > 0
+    if rows < ROWS and not convolution:
+        return PRODUCT
     if convolution:
         images, lines, pixels = rows, field(instruction_, LINES), field(instruction_, PIXELS)
     panels, segments, groups = field(instruction_, PANELS), field(instruction_, SEGMENTS), field(instruction_, GROUPS)
@@ -228,3 +231,4 @@ def product_on_tiles(instruction_, memories, rows):
                 top += down
             first += at_once
     _release()
+    return DONE

@@ -13,8 +13,9 @@ import numpy as np
 
 from mlperf_opt.kernels.elementwise import softmax_row
 from mlperf_opt.kernels.emit import LANES
-from mlperf_opt.kernels.instruction import field, operand
-from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.instruction import POSITIONS, TIME, field, operand
+from mlperf_opt.kernels.jit import kernel, operation
+from mlperf_opt.kernels.opcodes import DONE
 from mlperf_opt.kernels.simd import (
     add,
     floats,
@@ -141,9 +142,10 @@ QUERY, KEYS, VALUES, OUT, QUERY_STEP, KEYS_STEP, VALUES_STEP, OUT_STEP, HEADS, H
 )
 
 
-@kernel()
-def attention(instruction, memories, sequences, time):
-    """Whole sequences of ``time`` places each."""
+@operation
+def attention(instruction, memories, rows):
+    """Whole sequences."""
+    time = field(memories, TIME)
     heads, width = field(instruction, HEADS), field(instruction, HEAD_WIDTH)
     q_step, k_step, v_step = (
         field(instruction, QUERY_STEP),
@@ -155,7 +157,7 @@ def attention(instruction, memories, sequences, time):
     scaled = operand(instruction, SCRATCH, memories)
     transposed = scaled + 4 * whole_vectors(width)
     scores = transposed + 4 * width * places
-    for sequence in range(sequences):
+    for sequence in range(rows // time):
         first = sequence * time
         for head in range(heads):
             shift, of_keys = 4 * head * width, 4 * (head // shared) * width
@@ -173,18 +175,20 @@ def attention(instruction, memories, sequences, time):
                 score_floats(scaled, transposed, places, used, width, scores)
                 softmax_row(scores, scores, used)
                 mix_floats(scores, values, v_step, used, width, out + t * out_step)
+    return DONE
 
 
 # rotary: COSINES and SINES are tables of PERIOD floats for each of PLACES; TURNS is a place behind them, and its two rows
 X, TURNED, X_STEP, TURNED_STEP, COUNT, COSINES, SINES, PERIOD, PLACES, OFFSETS, FREQUENCIES, REACH, TURNS = range(1, 14)
 
 
-@kernel()
-def rotary(instruction, memories, offsets, sequences, time):
+@operation
+def rotary(instruction, memories, rows):
     """x cosines + (x with the two of each pair exchanged) sines; places behind the tables are computed."""
     x, out = operand(instruction, X, memories), operand(instruction, TURNED, memories)
     period, places, reach = field(instruction, PERIOD), field(instruction, PLACES), field(instruction, REACH)
-    for sequence in range(sequences):
+    time, offsets = field(memories, TIME), field(memories, POSITIONS)
+    for sequence in range(rows // time):
         first = 0
         if field(instruction, OFFSETS):
             first = load_int(offsets + 8 * sequence)
@@ -207,6 +211,7 @@ def rotary(instruction, memories, offsets, sequences, time):
                 store_floats(out + 4 * i, multiply_add(value, load_floats(cosines + lane), across))
             x += field(instruction, X_STEP)
             out += field(instruction, TURNED_STEP)
+    return DONE
 
 
 @kernel()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from mlperf_opt.resources import user_cache
 
@@ -26,10 +28,10 @@ def cache_folder() -> Path | None:
     return folder and folder / digest.hexdigest()[:16]
 
 
-def is_compiled() -> bool:
-    """Return whether a process before this one has compiled the kernels."""
-    folder = cache_folder()
-    return folder is not None and any(folder.glob("*/*.nbc"))
+def is_compiled(function: Callable[..., Any]) -> bool:
+    """Return whether a process before this one has compiled a kernel: numba's index of it is there."""
+    folder, module = cache_folder(), function.__module__.rpartition(".")[2]
+    return folder is not None and any(folder.glob(f"*/{module}.{function.__qualname__}-*.nbi"))
 
 
 @cache

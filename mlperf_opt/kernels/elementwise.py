@@ -10,8 +10,9 @@ import math
 import numpy as np
 
 from mlperf_opt.kernels.emit import LANES
-from mlperf_opt.kernels.instruction import field, operand
-from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.instruction import POSITIONS, TIME, field, operand
+from mlperf_opt.kernels.jit import kernel, operation
+from mlperf_opt.kernels.opcodes import DONE, OUT_OF_RANGE
 from mlperf_opt.kernels.simd import (
     add,
     any_larger,
@@ -93,7 +94,7 @@ X, OUT, X_STEP, OUT_STEP, COUNT = range(1, 6)
 OTHER, OTHER_STEP = 6, 7  # add: the second input
 
 
-@kernel()
+@operation
 def relu(instruction, memories, rows):
     """max(x, 0)."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -102,9 +103,10 @@ def relu(instruction, memories, rows):
             store_floats(out + 4 * i, larger(load_floats(x + 4 * i), floats(_NONE)))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
-@kernel()
+@operation
 def gelu(instruction, memories, rows):
     """gelu, in its tanh form; in place where out is x."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -113,9 +115,10 @@ def gelu(instruction, memories, rows):
             store_floats(out + 4 * i, _gelu(load_floats(x + 4 * i)))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
-@kernel()
+@operation
 def add_rows(instruction, memories, rows):
     """x + y."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -126,9 +129,10 @@ def add_rows(instruction, memories, rows):
         x += field(instruction, X_STEP)
         other += field(instruction, OTHER_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
-@kernel()
+@operation
 def copy(instruction, memories, rows):
     """COUNT bytes of each row: no byte more is read or written."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -138,6 +142,7 @@ def copy(instruction, memories, rows):
             store_some_bytes(out + i, count - i, load_some_bytes(x + i, count - i))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
 @kernel()
@@ -158,7 +163,7 @@ def softmax_row(x, out, count):
         store_some_floats(out + 4 * i, count - i, multiply(load_some_floats(out + 4 * i, count - i, _NONE), factor))
 
 
-@kernel()
+@operation
 def softmax(instruction, memories, rows):
     """softmax of each row."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -166,12 +171,13 @@ def softmax(instruction, memories, rows):
         softmax_row(x, out, field(instruction, COUNT))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
 GAMMA, BETA, EPS = 6, 7, 8
 
 
-@kernel()
+@operation
 def layer_norm(instruction, memories, rows):
     """(x - mean) / sqrt(variance + eps) * gamma + beta."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -192,6 +198,7 @@ def layer_norm(instruction, memories, rows):
             store_floats(out + 4 * i, multiply_add(unit, load_floats(gamma + 4 * i), load_floats(beta + 4 * i)))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
 # lookups: TABLE rows of one dtype; positions add the row of the token's place
@@ -209,35 +216,36 @@ def _table_vector(kind, address, lane):
     return load_codes(address + lane)
 
 
-@kernel()
+@operation
 def embedding(instruction, memories, rows):
-    """Row ``token`` of the table, times its scale where it holds int8 codes. False for a token that it has no row for."""
+    """Row ``token`` of the table, times its scale where it holds int8 codes. OUT_OF_RANGE for a token without one."""
     tokens, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
     table, scale = operand(instruction, TABLE, memories), operand(instruction, TABLE_SCALE, memories)
     kind, step, size = field(instruction, TABLE_KIND), field(instruction, TABLE_STEP), field(instruction, TABLE_ROWS)
     for row in range(rows):
         token = load_int(tokens + 8 * row)
         if token < 0 or token >= size:
-            return False
+            return OUT_OF_RANGE
         factor = floats(_ONE)
         if kind == TABLE_CODES:
             factor = floats(load_float(scale + 4 * token))
         for i in range(0, field(instruction, COUNT), LANES):
             store_floats(out + 4 * i, multiply(_table_vector(kind, table + token * step, i), factor))
         out += field(instruction, OUT_STEP)
-    return True
+    return DONE
 
 
 OFFSETS = 11  # 1 where each sequence has a position of its own
 
 
-@kernel()
-def positions(instruction, memories, offsets, sequences, time):
+@operation
+def positions(instruction, memories, rows):
     """x + the table's row of the place; a place behind the last takes the last (padding, whose outputs nobody uses)."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
-    table = operand(instruction, TABLE, memories)
+    table, offsets = operand(instruction, TABLE, memories), field(memories, POSITIONS)
     kind, step, last = field(instruction, TABLE_KIND), field(instruction, TABLE_STEP), field(instruction, TABLE_ROWS) - 1
-    for sequence in range(sequences):
+    time = field(memories, TIME)
+    for sequence in range(rows // time):
         first = 0
         if field(instruction, OFFSETS):
             first = load_int(offsets + 8 * sequence)
@@ -247,6 +255,7 @@ def positions(instruction, memories, offsets, sequences, time):
                 store_floats(out + 4 * i, add(load_floats(x + 4 * i), _table_vector(kind, place, i)))
             x += field(instruction, X_STEP)
             out += field(instruction, OUT_STEP)
+    return DONE
 
 
 # quantization to uint8: (x / scale) rounded half to even, + zero, saturated
@@ -273,7 +282,7 @@ def quantize_row(x, out, count, scale, zero):
         store_grid_codes(out + i, whole, zero, count - i)
 
 
-@kernel()
+@operation
 def quantize(instruction, memories, rows):
     """uint8 codes on one grid, or on one for each row."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -283,9 +292,10 @@ def quantize(instruction, memories, rows):
         quantize_row(x, out, field(instruction, COUNT), load_float(scale + step * row), load_int32(zero + step * row))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
-@kernel()
+@operation
 def row_grids(instruction, memories, rows):
     """The affine grid of each row's own range (see `ops.quantized.affine_range`): scale float32, zero point as int32."""
     x = operand(instruction, X, memories)
@@ -304,3 +314,4 @@ def row_grids(instruction, memories, rows):
         store_float(scale_out + 4 * row, scale)
         store_int32(zero_out + 4 * row, zero)
         x += field(instruction, X_STEP)
+    return DONE

@@ -11,7 +11,8 @@ import numpy as np
 from mlperf_opt.kernels.elementwise import quantize_row
 from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.instruction import field, operand
-from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.jit import operation
+from mlperf_opt.kernels.opcodes import DONE
 from mlperf_opt.kernels.simd import (
     add,
     bytes_of,
@@ -35,7 +36,7 @@ SIZE, STRIDE, BYTES = 10, 11, 12  # pooling
 _NONE = np.float32(0)
 
 
-@kernel()
+@operation
 def pack_image(instruction, memories, rows):
     """(C, H, W) -> channels-last."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -49,9 +50,10 @@ def pack_image(instruction, memories, rows):
                     store_float(target + 4 * channels * pixel, load_float(source + 4 * pixel))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
-@kernel()
+@operation
 def unpack_image(instruction, memories, rows):
     """Channels-last -> (C, H, W)."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -65,9 +67,10 @@ def unpack_image(instruction, memories, rows):
                     store_float(target + 4 * pixel, load_float(source + 4 * channels * pixel))
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
-@kernel()
+@operation
 def quantize_image(instruction, memories, rows):
     """float32 -> uint8, line by line. Where each image has its own zero point, its halo is written too."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -94,12 +97,13 @@ def quantize_image(instruction, memories, rows):
             )
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
 BYTES_BEFORE = 14  # from the start of an image to its first pixel inside the halo
 
 
-@kernel()
+@operation
 def max_pool(instruction, memories, rows):
     """The largest of each window, of float32 or of codes."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -126,9 +130,10 @@ def max_pool(instruction, memories, rows):
                         store_some_floats(target + 4 * c, channels - c, top)
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
-@kernel()
+@operation
 def average_pool(instruction, memories, rows):
     """The mean of each window."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -148,3 +153,4 @@ def average_pool(instruction, memories, rows):
                     store_some_floats(target + 4 * c, channels - c, mean)
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE

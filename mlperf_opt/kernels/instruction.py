@@ -13,8 +13,10 @@ from numba import types
 from mlperf_opt.kernels.emit import I64, instruction, load, number
 
 WIDTH = 32  # int64 of one instruction
-# memories: activations; constants (weights, scales); the call's input and output; a session's state
-ARENA, CONSTANTS, INPUT, OUTPUT, LENGTHS, POSITIONS, FIRST_STATE = range(7)
+# memories: activations; constants (weights, scales); the call's input and output; the new places of each sequence and those
+# that it holds, int64; a session's state. SEQUENCE and TIME are no addresses, but numbers of the call, looked up alike:
+# where its first sequence is in the state, and how many rows a sequence has.
+ARENA, CONSTANTS, INPUT, OUTPUT, LENGTHS, POSITIONS, SEQUENCE, TIME, FIRST_STATE = range(9)
 MEMORIES = 64
 _SHIFT = 48
 _OFFSET = (1 << _SHIFT) - 1

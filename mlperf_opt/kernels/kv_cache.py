@@ -20,9 +20,10 @@ from mlperf_opt.kernels.attention import (
 )
 from mlperf_opt.kernels.elementwise import softmax_row
 from mlperf_opt.kernels.emit import LANES
-from mlperf_opt.kernels.instruction import field, operand
-from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.instruction import LENGTHS, POSITIONS, SEQUENCE, TIME, field, operand
+from mlperf_opt.kernels.jit import kernel, operation
 from mlperf_opt.kernels.narrow import load_byte, load_int16, store_byte, store_halves, store_int16, store_signed_codes
+from mlperf_opt.kernels.opcodes import DONE
 from mlperf_opt.kernels.simd import (
     divide,
     floats,
@@ -58,7 +59,7 @@ NO_SCALE, BY_CHANNEL, BY_VECTOR = range(3)
 QUERY, QUERY_STEP, KEYS, VALUES, ATTENDED, ATTENDED_STEP, SHARED, KEY_SCALE, VALUE_SCALES, FAR, FAR_STEP = range(9, 20)
 
 
-@kernel()
+@operation
 def head_scale(instruction, memories, rows):
     """The largest magnitude of each head over 127; 1 where all is zero."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -72,6 +73,7 @@ def head_scale(instruction, memories, rows):
             store_float(out + 4 * head, max(peak / _CODE_LIMIT, _TINY) if peak > _NONE else _ONE)
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
+    return DONE
 
 
 @kernel()
@@ -103,15 +105,16 @@ def _put(kind, source, width, out, step):
             store_float(out + 4 * i * step, load_float(source + 4 * i))
 
 
-@kernel()
-def cache_write(instruction, memories, lengths, offsets, sequence_of_state, sequences, time):
+@operation
+def cache_write(instruction, memories, rows):
     """Put each sequence's first ``lengths`` new vectors behind the places it holds."""
     heads, width, kind = field(instruction, HEADS), field(instruction, HEAD_WIDTH), field(instruction, KIND)
     capacity, places, sinks = field(instruction, CAPACITY), field(instruction, PLACES), field(instruction, SINKS)
     wide, size, scales = whole_vectors(width), 4 >> kind, field(instruction, SCALES)
     scratch = operand(instruction, SCRATCH, memories)
     scale = scratch
-    for sequence in range(sequences):
+    time, lengths, offsets = field(memories, TIME), field(memories, LENGTHS), field(memories, POSITIONS)
+    for sequence in range(rows // time):
         start = load_int(offsets + 8 * sequence)
         for t in range(load_int(lengths + 8 * sequence)):
             row, place = sequence * time + t, start + t
@@ -124,12 +127,13 @@ def cache_write(instruction, memories, lengths, offsets, sequence_of_state, sequ
                 elif scales == BY_VECTOR:
                     scale = operand(instruction, SCALE, memories) + row * field(instruction, SCALE_STEP) + 4 * head
                 _convert(kind, new, width, scales, scale, scratch)
-                of_head = (sequence_of_state + sequence) * heads + head
+                of_head = (field(memories, SEQUENCE) + sequence) * heads + head
                 cache = operand(instruction, CACHE, memories)
                 if field(instruction, TRANSPOSED):
                     _put(kind, scratch, width, cache + size * (of_head * width * capacity + place), capacity)
                 else:
                     _put(kind, scratch, width, cache + size * (of_head * capacity + place) * wide, 1)
+    return DONE
 
 
 @kernel()
@@ -148,8 +152,8 @@ def _multiply(x, other, count):
         store_floats(x + 4 * i, multiply(load_floats(x + 4 * i), load_floats(other + 4 * i)))
 
 
-@kernel()
-def cached_attention(instruction, memories, offsets, sequence_of_state, sequences, time):
+@operation
+def cached_attention(instruction, memories, rows):
     """New place t of a sequence sees the places that it holds and the new ones up to t, of a window the last ones."""
     heads, width, kind = field(instruction, HEADS), field(instruction, HEAD_WIDTH), field(instruction, KIND)
     capacity, places, shared = field(instruction, CAPACITY), field(instruction, PLACES), field(instruction, SHARED)
@@ -159,10 +163,11 @@ def cached_attention(instruction, memories, offsets, sequence_of_state, sequence
     far_scores = scaled + 4 * wide
     scores = far_scores + 4 * whole_vectors(sinks)
     is_far = field(instruction, FAR_STEP) > 0
-    for sequence in range(sequences):
+    time, offsets = field(memories, TIME), field(memories, POSITIONS)
+    for sequence in range(rows // time):
         start = load_int(offsets + 8 * sequence)
         for head in range(heads):
-            of_head = ((sequence_of_state + sequence) * heads + head) // shared
+            of_head = ((field(memories, SEQUENCE) + sequence) * heads + head) // shared
             keys = operand(instruction, KEYS, memories) + size * of_head * width * capacity
             values = operand(instruction, VALUES, memories) + size * of_head * capacity * wide
             for t in range(time):
@@ -196,3 +201,4 @@ def cached_attention(instruction, memories, offsets, sequence_of_state, sequence
                     mix_halves(scores, values, 2 * wide, used, width, out)
                 else:
                     mix_floats(scores, values, 4 * wide, used, width, out)
+    return DONE

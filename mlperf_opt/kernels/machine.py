@@ -1,98 +1,70 @@
 """The machine: runs a program, an array of instructions, over chunks of a batch. Nothing is compiled per network.
 
-A program's first field is the opcode. `run` is one native call for a whole batch.
+An instruction's first field is its opcode: the place of its kernel in a table of addresses. `run` is one native call for a
+whole batch.
 """
 
 from __future__ import annotations
 
-from mlperf_opt.kernels import amx as _amx
-from mlperf_opt.kernels import attention as _attention
-from mlperf_opt.kernels import elementwise as _elementwise
-from mlperf_opt.kernels import images as _images
-from mlperf_opt.kernels import kv_cache as _kv_cache
-from mlperf_opt.kernels import sparse as _sparse
-from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, WIDTH, field
-from mlperf_opt.kernels.jit import kernel
-from mlperf_opt.kernels.product import PIXELS
-from mlperf_opt.kernels.product import product as _product
-from mlperf_opt.kernels.simd import load_int, store_int
+from collections.abc import Collection
+from typing import Any
 
-(
-    PRODUCT, RELU, GELU, ADD, SOFTMAX, LAYER_NORM, EMBEDDING, POSITION_TABLE, QUANTIZE, ROW_GRIDS, PACK_IMAGE, UNPACK_IMAGE,
-    QUANTIZE_IMAGE, MAX_POOL, AVERAGE_POOL, ATTENTION, CACHE_WRITE, CACHED_ATTENTION, COPY, TILE_PRODUCT,
-    SPARSE_PRODUCT, ROTARY, HEAD_SCALE,
-) = range(23)  # fmt: skip
+import numpy as np
+from numba import types
+
+from mlperf_opt.kernels import amx, attention, elementwise, images, kv_cache, opcodes, product, sparse
+from mlperf_opt.kernels.emit import I64, at, instruction, ir
+from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, SEQUENCE, TIME, WIDTH, field
+from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.opcodes import OUT_OF_RANGE
+from mlperf_opt.kernels.simd import store_int
+
 _INSTRUCTION_BYTES = 8 * WIDTH
 # A job: what `run` wants to know, as int64 at these places.
-PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP = range(6)
-JOB_WIDTH = 6
+PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP, KERNEL_TABLE = range(7)
+JOB_WIDTH = 7
 
-TILE_ROWS = _amx.ROWS
-_product_if_sparse = _sparse.sparse_product
-_product_on_tiles = _amx.product_on_tiles
-_relu, _gelu, _add, _softmax = _elementwise.relu, _elementwise.gelu, _elementwise.add_rows, _elementwise.softmax
-_layer_norm, _embedding, _positions = _elementwise.layer_norm, _elementwise.embedding, _elementwise.positions
-_quantize, _row_grids = _elementwise.quantize, _elementwise.row_grids
-_pack, _unpack, _quantize_image = _images.pack_image, _images.unpack_image, _images.quantize_image
-_max_pool, _average_pool = _images.max_pool, _images.average_pool
-_copy = _elementwise.copy
-_attend, _rotary = _attention.attention, _attention.rotary
-_head_scale, _write, _attend_cached = _kv_cache.head_scale, _kv_cache.cache_write, _kv_cache.cached_attention
+KERNELS = {
+    opcodes.PRODUCT: product.product,
+    opcodes.TILE_PRODUCT: amx.product_on_tiles,
+    opcodes.SPARSE_PRODUCT: sparse.sparse_product,
+    opcodes.RELU: elementwise.relu,
+    opcodes.GELU: elementwise.gelu,
+    opcodes.ADD: elementwise.add_rows,
+    opcodes.SOFTMAX: elementwise.softmax,
+    opcodes.LAYER_NORM: elementwise.layer_norm,
+    opcodes.EMBEDDING: elementwise.embedding,
+    opcodes.POSITION_TABLE: elementwise.positions,
+    opcodes.QUANTIZE: elementwise.quantize,
+    opcodes.ROW_GRIDS: elementwise.row_grids,
+    opcodes.COPY: elementwise.copy,
+    opcodes.PACK_IMAGE: images.pack_image,
+    opcodes.UNPACK_IMAGE: images.unpack_image,
+    opcodes.QUANTIZE_IMAGE: images.quantize_image,
+    opcodes.MAX_POOL: images.max_pool,
+    opcodes.AVERAGE_POOL: images.average_pool,
+    opcodes.ATTENTION: attention.attention,
+    opcodes.ROTARY: attention.rotary,
+    opcodes.HEAD_SCALE: kv_cache.head_scale,
+    opcodes.CACHE_WRITE: kv_cache.cache_write,
+    opcodes.CACHED_ATTENTION: kv_cache.cached_attention,
+}
+_INSTEAD = {opcodes.TILE_PRODUCT: opcodes.PRODUCT}  # what a kernel may leave its instruction to, whatever the program
+_table = np.zeros(len(KERNELS), np.int64)
 
 
-@kernel(inline=True)
-def _step(instruction, memories, sequence_of_state, sequences, time):
-    """One instruction, on ``sequences`` x ``time`` rows. False where its input is out of range."""
-    rows = sequences * time
-    opcode = field(instruction, 0)
-    if opcode == SPARSE_PRODUCT:  # the dense product's opcode, where that is to run instead
-        opcode = _product_if_sparse(instruction, memories, rows)
-    if opcode == PRODUCT or (opcode == TILE_PRODUCT and rows < TILE_ROWS and field(instruction, PIXELS) == 0):
-        _product(instruction, memories, rows)
-    elif opcode == TILE_PRODUCT:
-        _product_on_tiles(instruction, memories, rows)
-    elif opcode == RELU:
-        _relu(instruction, memories, rows)
-    elif opcode == GELU:
-        _gelu(instruction, memories, rows)
-    elif opcode == ADD:
-        _add(instruction, memories, rows)
-    elif opcode == SOFTMAX:
-        _softmax(instruction, memories, rows)
-    elif opcode == LAYER_NORM:
-        _layer_norm(instruction, memories, rows)
-    elif opcode == EMBEDDING:
-        return _embedding(instruction, memories, rows)
-    elif opcode == POSITION_TABLE:
-        _positions(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
-    elif opcode == ROTARY:
-        _rotary(instruction, memories, load_int(memories + 8 * POSITIONS), sequences, time)
-    elif opcode == HEAD_SCALE:
-        _head_scale(instruction, memories, rows)
-    elif opcode == QUANTIZE:
-        _quantize(instruction, memories, rows)
-    elif opcode == ROW_GRIDS:
-        _row_grids(instruction, memories, rows)
-    elif opcode == PACK_IMAGE:
-        _pack(instruction, memories, rows)
-    elif opcode == UNPACK_IMAGE:
-        _unpack(instruction, memories, rows)
-    elif opcode == QUANTIZE_IMAGE:
-        _quantize_image(instruction, memories, rows)
-    elif opcode == MAX_POOL:
-        _max_pool(instruction, memories, rows)
-    elif opcode == AVERAGE_POOL:
-        _average_pool(instruction, memories, rows)
-    elif opcode == COPY:
-        _copy(instruction, memories, rows)
-    elif opcode == ATTENTION:
-        _attend(instruction, memories, sequences, time)
-    elif opcode == CACHE_WRITE:
-        lengths, offsets = load_int(memories + 8 * LENGTHS), load_int(memories + 8 * POSITIONS)
-        _write(instruction, memories, lengths, offsets, sequence_of_state, sequences, time)
-    elif opcode == CACHED_ATTENTION:
-        _attend_cached(instruction, memories, load_int(memories + 8 * POSITIONS), sequence_of_state, sequences, time)
-    return True
+def kernel_table(wanted: Collection[int]) -> int:
+    """Return the address of the table, in which the kernels of these opcodes are ready: compiled now where they are new."""
+    for opcode in {*wanted, *(_INSTEAD[o] for o in wanted if o in _INSTEAD)}:
+        if not _table[opcode]:
+            _table[opcode] = KERNELS[opcode].address
+    return _table.ctypes.data
+
+
+@instruction(types.int64, *[types.int64] * 4)
+def _call(b: Any, kernel_: Any, instruction_: Any, memories: Any, rows: Any) -> Any:
+    """What the kernel at an address returns."""
+    return b.call(at(b, kernel_, ir.FunctionType(I64, [I64] * 3)), [instruction_, memories, rows])
 
 
 @kernel("boolean(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)")
@@ -112,15 +84,21 @@ def run(job, x, out, lengths, positions, first, last, time):
         False for a token id that is out of range: nothing was read or written beside the tables.
     """
     program, count, memories = field(job, PROGRAM), field(job, COUNT), field(job, MEMORY_TABLE)
-    chunk = max(1, field(job, CHUNK) // time)
+    kernels, chunk = field(job, KERNEL_TABLE), max(1, field(job, CHUNK) // time)
+    store_int(memories + 8 * TIME, time)
     while first < last:
         now = min(chunk, last - first)
         store_int(memories + 8 * INPUT, x.ctypes.data + first * time * field(job, INPUT_STEP))
         store_int(memories + 8 * OUTPUT, out.ctypes.data + first * time * field(job, OUTPUT_STEP))
         store_int(memories + 8 * LENGTHS, lengths + 8 * first)
         store_int(memories + 8 * POSITIONS, positions + 8 * first)
+        store_int(memories + 8 * SEQUENCE, first)
         for i in range(count):
-            if not _step(program + i * _INSTRUCTION_BYTES, memories, first, now, time):
+            current = program + i * _INSTRUCTION_BYTES
+            opcode = field(current, 0)
+            while opcode >= 0:  # a kernel may leave an instruction to another
+                opcode = _call(field(kernels, opcode), current, memories, now * time)
+            if opcode == OUT_OF_RANGE:
                 return False
         first += now
     return True

@@ -10,7 +10,8 @@ import numpy as np
 
 from mlperf_opt.kernels import tiles
 from mlperf_opt.kernels.instruction import field, operand
-from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.jit import kernel, operation
+from mlperf_opt.kernels.opcodes import DONE
 from mlperf_opt.kernels.simd import floats, load_codes, load_float, load_floats, load_halves, multiply, store_floats
 from mlperf_opt.kernels.tiles import CODES, FLOAT, GROUP_BYTES, HALF, INT8, INT8_PORTABLE, LANES, shapes_of
 
@@ -63,7 +64,7 @@ def _panels_at_once(kind, panels, pixels):
     return wanted
 
 
-@kernel()
+@operation
 def product(instruction, memories, rows):
     """Run one product; ``rows`` are the rows of a linear layer, or the images of a convolution (PIXELS > 0).
 
@@ -145,6 +146,7 @@ def product(instruction, memories, rows):
                         )  # fmt: skip
                     first += now
             done += at_once
+    return DONE
 
 
 @kernel()

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -43,8 +42,9 @@ from mlperf_opt.kernels.emit import (
     tail_mask,
 )  # fmt: skip
 from mlperf_opt.kernels.instruction import field, operand
-from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.jit import kernel, operation
 from mlperf_opt.kernels.lanes import gather, scatter, transpose
+from mlperf_opt.kernels.opcodes import DONE
 from mlperf_opt.kernels.product import (
     BIAS,
     COLUMNS,
@@ -83,7 +83,6 @@ PLAN = 31  # field of the instruction, whose others are those of the dense produ
     MANY_PLACES, MANY_STARTS,
 ) = range(13)  # fmt: skip
 PLAN_WIDTH = 13
-DONE = -1
 KINDS = (FLOAT, INT8, INT8_PORTABLE)  # what ARITHMETIC counts
 FEW_UNROLL, MANY_UNROLL = 2, 4  # entries of a panel and of a column come in multiples: sums of their own hide the latency
 _WIDTHS = (1, 2, 4)  # of a block, in vectors of rows
@@ -243,7 +242,7 @@ def _many_rows(instruction_, memories, plan, rows):
         first += LANES * vectors
 
 
-@kernel()
+@operation
 def sparse_product(instruction_, memories, rows):
     """Run one product of a linear layer, or leave it to the dense kernels.
 
@@ -257,4 +256,4 @@ def sparse_product(instruction_, memories, rows):
         _few_rows(instruction_, memories, plan, rows)
     else:
         return field(plan, DENSE)
-    return np.int64(DONE)
+    return DONE

@@ -125,7 +125,6 @@ class Runtime:
         make: (graph, options) -> executable; raises `GraphError` for an op that it lacks.
         options: how.
         require: raises `ConfigError` if what it needs isn't installed: asked before any work.
-        notice: what to tell whoever waits for the first graph to be prepared, "" if it takes no time.
         exact: whether arithmetic on codes gives the same bits as in the numpy runtime.
         traced: whether what a call allocates is seen by tracemalloc, so that its peak can be measured.
     """
@@ -134,7 +133,6 @@ class Runtime:
     make: Callable[[Graph, RuntimeOptions], Executable]
     options: RuntimeOptions = RuntimeOptions()
     require: Callable[[], None] = lambda: None
-    notice: Callable[[], str] = lambda: ""
     exact: bool = False
     traced: bool = True
 

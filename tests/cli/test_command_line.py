@@ -1,10 +1,15 @@
 """The command line as a user meets it: every mistake is one line, exit 2, and nothing is written."""
 
+import logging
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from cli_process import ROOT, environment, run
+
+from mlperf_opt.kernels import jit, machine, opcodes
+from mlperf_opt.kernels.jit import operation
 
 pytestmark = pytest.mark.cli
 
@@ -132,3 +137,17 @@ def test_help_of_a_pass_is_its_docstring_and_defaults(say):
     status, shown, _ = say("help", "prune")
     assert status == 0
     assert "magnitude pruning" in shown and "sparsity: 0.5" in shown
+
+
+def test_whoever_waits_for_kernels_is_told_so_by_the_command_alone(say, monkeypatch):
+    """What the package logs while a command runs is a line of it; afterwards the log is the user's again."""
+    log = logging.getLogger("mlperf_opt")
+    before = list(log.handlers)
+    monkeypatch.setattr(operation, "_told", False)
+    monkeypatch.setattr(jit, "is_compiled", lambda function: False)
+    monkeypatch.setitem(machine.KERNELS, opcodes.QUANTIZE, operation(machine.KERNELS[opcodes.QUANTIZE]._function))
+    monkeypatch.setattr(machine, "_table", np.zeros_like(machine._table))
+    answer = say("model=mlp", "measure.seconds=0.01")
+    assert answer.out.splitlines()[1] == "compiling kernels: some seconds, once for each", answer
+    assert say("model=mlp", "measure.seconds=0.01").out.count("compiling") == 0
+    assert log.handlers == before

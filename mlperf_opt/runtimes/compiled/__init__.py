@@ -12,12 +12,11 @@ from importlib.util import find_spec
 
 from mlperf_opt.errors import ConfigError
 from mlperf_opt.graph import Graph
-from mlperf_opt.kernels.cache import is_compiled
 from mlperf_opt.runtimes.base import Executable, Runtime, RuntimeOptions
 
 
 def _make(graph: Graph, options: RuntimeOptions) -> Executable:
-    from mlperf_opt.runtimes.compiled.executable import CompiledExecutable  # compiles, or loads, the kernels
+    from mlperf_opt.runtimes.compiled.executable import CompiledExecutable  # imports numba
 
     return CompiledExecutable(graph, options)
 
@@ -27,8 +26,4 @@ def _require() -> None:
         raise ConfigError("runtime=compiled needs numba: pip install numba, or choose runtime=numpy")
 
 
-def _notice() -> str:
-    return "" if is_compiled() else "compiling the kernels: once, some 15 seconds"
-
-
-COMPILED = Runtime("compiled", _make, require=_require, notice=_notice, exact=True)
+COMPILED = Runtime("compiled", _make, require=_require, exact=True)

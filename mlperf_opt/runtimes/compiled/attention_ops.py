@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from mlperf_opt.graph import Graph, Node, State
-from mlperf_opt.kernels import kv_cache, machine
+from mlperf_opt.kernels import kv_cache, opcodes
 from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
 from mlperf_opt.ops.rotary import frequencies, rotation_rows
@@ -27,7 +27,7 @@ def lower_attention(program: Program, node: Node) -> None:
     places = padded(program.rows)
     scratch = program.scratch(_FLOAT * (padded(width) + places * (width + 1)))  # query, keys transposed, scores
     program.emit(
-        machine.ATTENTION, q.start(), k.start(), v.start(), out.start(), q.row_step, k.row_step, v.row_step, out.row_step,
+        opcodes.ATTENTION, q.start(), k.start(), v.start(), out.start(), q.row_step, k.row_step, v.row_step, out.row_step,
         heads, width, int(node.attributes["causal"]), scratch, out.count // k.count,
     )  # fmt: skip
 
@@ -40,7 +40,7 @@ def lower_rotary(program: Program, node: Node) -> None:
     kind = f"{context} {width}"
     cosines, sines = rotation_rows(context, width)
     program.emit(
-        machine.ROTARY, x.start(), out.start(), x.row_step, out.row_step, out.count,
+        opcodes.ROTARY, x.start(), out.start(), x.row_step, out.row_step, out.count,
         program.shared_constant(f"cosines {kind}", np.tile(cosines, heads)),
         program.shared_constant(f"sines {kind}", np.tile(sines, heads)),
         heads * width, context, 1 if node.argument("offset") else 0,
@@ -55,7 +55,7 @@ def lower_head_scale(program: Program, node: Node) -> None:
     x, out = program.inside(node.argument("x")), program.new(node)
     heads = int(node.attributes["heads"])
     width = x.count // heads
-    program.emit(machine.HEAD_SCALE, 0, 0, heads, width, 0, 0, 0, 0, x.start(), out.start(), x.row_step, out.row_step)
+    program.emit(opcodes.HEAD_SCALE, 0, 0, heads, width, 0, 0, 0, 0, x.start(), out.start(), x.row_step, out.row_step)
 
 
 def lower_cache_write(program: Program, node: Node) -> None:
@@ -71,7 +71,7 @@ def lower_cache_write(program: Program, node: Node) -> None:
     elif scale:
         scales, where, step = kv_cache.BY_VECTOR, program.value(scale).start(), program.value(scale).row_step
     program.emit(
-        machine.CACHE_WRITE, 0, 0, heads, width, _KINDS[spec.dtype], *_window(node), program.scratch(_FLOAT * padded(width)),
+        opcodes.CACHE_WRITE, 0, 0, heads, width, _KINDS[spec.dtype], *_window(node), program.scratch(_FLOAT * padded(width)),
         program.state(cache), new.start(), new.row_step, int(is_transposed(program.graph, cache)), scales, where, step,
     )  # fmt: skip
 
@@ -93,7 +93,7 @@ def lower_cached_attention(program: Program, node: Node) -> None:
     # a query, the scores of the sinks, the scores
     scratch = program.scratch(_FLOAT * (padded(width) + padded(sinks) + padded(program.rows)))
     program.emit(
-        machine.CACHED_ATTENTION, 0, 0, heads, width, _KINDS[spec.dtype], sinks, window, scratch, q.start(), q.row_step,
+        opcodes.CACHED_ATTENTION, 0, 0, heads, width, _KINDS[spec.dtype], sinks, window, scratch, q.start(), q.row_step,
         _state(program, node.argument("keys")), _state(program, node.argument("values")), out.start(), out.row_step,
         shared, key_scale, value_scales, far, far_step,
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlperf_opt.graph import Node
-from mlperf_opt.kernels import machine
+from mlperf_opt.kernels import opcodes
 from mlperf_opt.runtimes.compiled.layout import place
 from mlperf_opt.runtimes.compiled.program import Program
 
@@ -16,7 +16,7 @@ def lower_pool(program: Program, node: Node) -> None:
     c, h, w = (int(d) for d in spec.shape[1:])
     out = program.keep(node.output, place((c, h, w), spec.dtype, (c, h, w), program.halo(node.output)))
     size, stride = (int(node.attributes[key]) for key in ("size", "stride"))
-    opcode = machine.MAX_POOL if node.op == "max_pool2d" else machine.AVERAGE_POOL
+    opcode = opcodes.MAX_POOL if node.op == "max_pool2d" else opcodes.AVERAGE_POOL
     program.emit(
         opcode, x.start(), out.start(), x.row_step, out.row_step, c, h, w, x.line_step, out.line_step, size, stride,
         x.itemsize,

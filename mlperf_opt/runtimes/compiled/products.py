@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.graph import Node
-from mlperf_opt.kernels import amx, machine
+from mlperf_opt.kernels import amx, opcodes
 from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
 from mlperf_opt.kernels.tiles import CODES, FLOAT, HALF, INT8, INT8_PORTABLE
@@ -80,7 +80,7 @@ def lower_float(program: Program, node: Node) -> None:
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     scratch = program.scratch(8 * LANES * 4 * segments * k) if kind != FLOAT else 0
     program.emit(
-        machine.PRODUCT, kind, _input_start(node, x, stored), image_step, line_step, row_step, lines, pixels,
+        opcodes.PRODUCT, kind, _input_start(node, x, stored), image_step, line_step, row_step, lines, pixels,
         segments, segment_step, k, program.constant(pack_floats(plan.dense(weight))), panels_of(columns), out.start(),
         *_out_steps(out), columns,
         program.constant(per_column(program.weight(bias) if bias else np.zeros(columns), columns, np.float32)),
@@ -130,7 +130,7 @@ def lower_codes(program: Program, node: Node) -> None:
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     rows = min(amx.ROWS, pixels or amx.ROWS)
     program.emit(
-        machine.TILE_PRODUCT if on_tiles else machine.PRODUCT, INT8 if vnni else INT8_PORTABLE,
+        opcodes.TILE_PRODUCT if on_tiles else opcodes.PRODUCT, INT8 if vnni else INT8_PORTABLE,
         _input_start(node, x, codes), image_step, line_step, row_step, lines, pixels,
         segments, segment_step, groups, program.constant(pack_int8(plan.dense(weight), groups)), panels_of(columns),
         out.start(), *_out_steps(out), columns, program.constant(per_column(integer, columns, np.int32)),
@@ -152,4 +152,4 @@ def _activate(program: Program, node: Node, out: Value) -> None:
     """gelu in place behind the product; relu is part of it."""
     if node.attributes.get("activation") == "gelu":
         start = out.start(out.halo)  # gelu of the zeros around an image is 0
-        program.emit(machine.GELU, start, start, out.row_step, out.row_step, out.count)
+        program.emit(opcodes.GELU, start, start, out.row_step, out.row_step, out.count)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import Affine, Codebook, Graph, Node, split_name
-from mlperf_opt.kernels import machine
+from mlperf_opt.kernels import opcodes
 from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, INPUT, OUTPUT, WIDTH, reference
 from mlperf_opt.runtimes.base import Isa, Sparse
 from mlperf_opt.runtimes.compiled.layout import (
@@ -39,6 +39,7 @@ class Program:
         spans: node name -> its instructions, as a slice.
         values: value name -> its place (of its latest copy, where it was reordered).
         made: node name -> where the node left its value.
+        opcodes: whose kernels the instructions may need.
         notes: node name -> what the plan decided about it, in words.
     """
 
@@ -52,6 +53,7 @@ class Program:
         self.made: dict[str, Value] = {}
         self.spans: dict[str, slice] = {}
         self.notes: dict[str, str] = {}
+        self.opcodes: set[int] = set()
         self._emitted: list[list[int]] = []
         self._constants: list[Array] = []
         self._constant_bytes = 0
@@ -82,14 +84,16 @@ class Program:
     def emit(self, opcode: int, *fields: int) -> None:
         """Append an instruction."""
         self._emitted.append([opcode, *(int(f) for f in fields)])
+        self.opcodes.add(opcode)
 
     def latest(self) -> list[int]:
         """The latest instruction: its opcode and fields."""
         return self._emitted[-1]
 
     def amend(self, opcode: int, last: int) -> None:
-        """Change the opcode of the latest instruction, and set its last field."""
+        """Let another kernel run the latest instruction, or leave it to that which was to; and set its last field."""
         fields = self._emitted[-1]
+        self.opcodes.add(opcode)
         self._emitted[-1] = [opcode, *fields[1:], *[0] * (WIDTH - 1 - len(fields)), last]
 
     def constant(self, array: Array) -> int:
@@ -139,7 +143,7 @@ class Program:
         if value.memory == INPUT:
             size = value.count * value.itemsize
             copied = self.arena.give(f"{name} inside", place(value.shape, value.dtype, value.image, value.halo))
-            self.emit(machine.COPY, value.start(), copied.start(), value.row_step, copied.row_step, size)
+            self.emit(opcodes.COPY, value.start(), copied.start(), value.row_step, copied.row_step, size)
             self.values[name] = copied
         return self.values[name]
 
@@ -200,7 +204,7 @@ class Program:
         converted = place(value.shape, value.dtype, (c, h, w), halo)
         converted = self.arena.give(f"{name} channels-last", converted)
         self.emit(
-            machine.PACK_IMAGE, value.start(), converted.start(), value.row_step, converted.row_step, c, h, w, 0,
+            opcodes.PACK_IMAGE, value.start(), converted.start(), value.row_step, converted.row_step, c, h, w, 0,
             converted.line_step,
         )  # fmt: skip
         self.values[name] = converted
@@ -219,7 +223,7 @@ class Program:
         flat = place(value.shape, value.dtype, None, 0)
         flat = self.arena.give(f"{name} planar", flat)
         self.emit(
-            machine.UNPACK_IMAGE, value.start(), flat.start(), value.row_step, flat.row_step, c, h, w, value.line_step, 0
+            opcodes.UNPACK_IMAGE, value.start(), flat.start(), value.row_step, flat.row_step, c, h, w, value.line_step, 0
         )
         return flat
 
@@ -240,5 +244,5 @@ class Program:
         if value.memory == OUTPUT:
             return value
         size = value.count * value.itemsize
-        self.emit(machine.COPY, value.start(), reference(OUTPUT), value.row_step, size, size)
+        self.emit(opcodes.COPY, value.start(), reference(OUTPUT), value.row_step, size, size)
         return value

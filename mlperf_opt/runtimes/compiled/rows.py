@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from mlperf_opt.graph import Node
-from mlperf_opt.kernels import elementwise, machine
+from mlperf_opt.kernels import elementwise, opcodes
 from mlperf_opt.ops.embedding import sinusoid_table
 from mlperf_opt.runtimes.compiled.layout import Value, place, unsupported
 from mlperf_opt.runtimes.compiled.products import float_bits
 from mlperf_opt.runtimes.compiled.program import Program
 
-_ELEMENTWISE = {"relu": machine.RELU, "gelu": machine.GELU}
+_ELEMENTWISE = {"relu": opcodes.RELU, "gelu": opcodes.GELU}
 _TABLES = {"float32": elementwise.TABLE_FLOAT, "float16": elementwise.TABLE_HALF, "int8": elementwise.TABLE_CODES}
 
 
@@ -37,7 +37,7 @@ def lower_add(program: Program, node: Node) -> None:
         x, y = (program.planar(name) for name in node.inputs)
     out = _like(program, node, x, "float32")
     program.emit(
-        machine.ADD, x.start(x.halo), out.start(out.halo), x.row_step, out.row_step, out.count, y.start(y.halo), y.row_step
+        opcodes.ADD, x.start(x.halo), out.start(out.halo), x.row_step, out.row_step, out.count, y.start(y.halo), y.row_step
     )
 
 
@@ -52,7 +52,7 @@ def lower_softmax(program: Program, node: Node) -> None:
     """softmax over the last axis."""
     x = _flat(program, node, node.inputs[0])
     out = program.new(node, exact=True)
-    program.emit(machine.SOFTMAX, x.start(), out.start(), x.row_step, out.row_step, out.count)
+    program.emit(opcodes.SOFTMAX, x.start(), out.start(), x.row_step, out.row_step, out.count)
 
 
 def lower_layer_norm(program: Program, node: Node) -> None:
@@ -61,7 +61,7 @@ def lower_layer_norm(program: Program, node: Node) -> None:
     x = _flat(program, node, node.argument("x"))
     gamma, beta = (program.constant(program.weight(node.argument(a))) for a in ("gamma", "beta"))
     out, eps = program.new(node), float_bits(float(node.attributes["eps"]))
-    program.emit(machine.LAYER_NORM, x.start(), out.start(), x.row_step, out.row_step, out.count, gamma, beta, eps)
+    program.emit(opcodes.LAYER_NORM, x.start(), out.start(), x.row_step, out.row_step, out.count, gamma, beta, eps)
 
 
 def lower_flatten(program: Program, node: Node) -> None:
@@ -84,7 +84,7 @@ def lower_embedding(program: Program, node: Node) -> None:
     scales = np.ones(1, np.float32) if scale is None else np.broadcast_to(scale, (len(table),))
     out = program.new(node)
     program.emit(
-        machine.EMBEDDING, tokens.start(), out.start(), tokens.row_step, out.row_step, out.count,
+        opcodes.EMBEDDING, tokens.start(), out.start(), tokens.row_step, out.row_step, out.count,
         program.constant(table), table.shape[1] * table.itemsize, _TABLES[str(table.dtype)], program.constant(scales),
         len(table),
     )  # fmt: skip
@@ -102,7 +102,7 @@ def lower_positions(program: Program, node: Node) -> None:
         table = sinusoid_table(int(node.attributes["context"]), x.count)
     out = program.new(node)
     program.emit(
-        machine.POSITION_TABLE, x.start(), out.start(), x.row_step, out.row_step, out.count, program.constant(table),
+        opcodes.POSITION_TABLE, x.start(), out.start(), x.row_step, out.row_step, out.count, program.constant(table),
         table.shape[1] * table.itemsize, _TABLES[str(table.dtype)], 0, len(table), 1 if node.argument("offset") else 0,
     )  # fmt: skip
 
@@ -123,14 +123,14 @@ def lower_quantize(program: Program, node: Node) -> None:
         c, h, w = out.image
         before = out.start() - out.start(out.halo)
         program.emit(
-            machine.QUANTIZE_IMAGE, x.start(), out.start(), x.row_step, out.row_step, c, h, w, x.line_step, out.line_step,
+            opcodes.QUANTIZE_IMAGE, x.start(), out.start(), x.row_step, out.row_step, c, h, w, x.line_step, out.line_step,
             scale, zero, 1 if dynamic else 0, out.count, before,
         )  # fmt: skip
         return
     x = program.value(name)
     out = _like(program, node, x, "uint8")
     program.emit(
-        machine.QUANTIZE, x.start(), out.start(), x.row_step, out.row_step, out.count, scale, zero, 1 if dynamic else 0
+        opcodes.QUANTIZE, x.start(), out.start(), x.row_step, out.row_step, out.count, scale, zero, 1 if dynamic else 0
     )
 
 
@@ -151,7 +151,7 @@ def lower_row_grid(program: Program, node: Node) -> None:
         row = Value((1,) * len(x.shape), dtype, 0, -1, 4)
         places[op] = program.keep(twin, row)
     program.emit(
-        machine.ROW_GRIDS, x.start(), 0, x.row_step, 0, x.count, places["row_scale"].start(), places["row_zero"].start()
+        opcodes.ROW_GRIDS, x.start(), 0, x.row_step, 0, x.count, places["row_scale"].start(), places["row_zero"].start()
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.graph import Node
-from mlperf_opt.kernels import machine
+from mlperf_opt.kernels import opcodes
 from mlperf_opt.kernels import sparse as kernels
 from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
@@ -77,7 +77,7 @@ class SparsePlan:
                     plan[first + field] = program.constant(array)
         if self.few is not None:
             plan[kernels.FEW_ORDER] = program.constant(self.few.order)
-        program.amend(machine.SPARSE_PRODUCT, program.constant(plan))
+        program.amend(opcodes.SPARSE_PRODUCT, program.constant(plan))
 
 
 def plan_floats(program: Program, node: Node, weight: Array, scale: Array | None) -> SparsePlan:

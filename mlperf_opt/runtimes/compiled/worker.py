@@ -10,16 +10,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.graph import POSITION
-from mlperf_opt.kernels import machine
+from mlperf_opt.kernels import opcodes
 from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, MEMORIES
 from mlperf_opt.kernels.kv_cache import CAPACITY, PLACES
-from mlperf_opt.kernels.machine import CHUNK, COUNT, INPUT_STEP, JOB_WIDTH, MEMORY_TABLE, OUTPUT_STEP, PROGRAM
+from mlperf_opt.kernels.machine import (
+    CHUNK,
+    COUNT,
+    INPUT_STEP,
+    JOB_WIDTH,
+    KERNEL_TABLE,
+    MEMORY_TABLE,
+    OUTPUT_STEP,
+    PROGRAM,
+    kernel_table,
+)
 from mlperf_opt.runtimes.compiled.attention_ops import padded
 from mlperf_opt.runtimes.compiled.layout import LINE
 from mlperf_opt.runtimes.compiled.program import Program
 
 Array = NDArray[Any]
-_ON_STATE = (machine.CACHE_WRITE, machine.CACHED_ATTENTION)
+_ON_STATE = (opcodes.CACHE_WRITE, opcodes.CACHED_ATTENTION)
 
 
 def aligned_bytes(size: int) -> Array:
@@ -63,6 +73,7 @@ class Worker:
         x, out = program.values[next(iter(program.graph.inputs))], program.output
         self._job = np.zeros(JOB_WIDTH, np.int64)
         self._job[PROGRAM], self._job[COUNT] = self._instructions.ctypes.data, len(self._instructions)
+        self._job[KERNEL_TABLE] = kernel_table(program.opcodes)
         self._job[MEMORY_TABLE], self._job[CHUNK] = self._table.ctypes.data, program.rows
         self._job[INPUT_STEP] = math.prod(x.shape) * x.itemsize
         self._job[OUTPUT_STEP] = math.prod(out.shape) * out.itemsize
