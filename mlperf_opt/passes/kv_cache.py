@@ -22,6 +22,7 @@ _ROWS = Spec(("N",), "int64")
 _DTYPES = {"fp32": "float32", "fp16": "float16", "int8": "int8"}
 _SINKS = 4  # what the paper found enough
 _CALIBRATION_ROWS = 128  # sequences that the keys' scales are taken from
+_TOKENS = 4_096  # of them at once: what a layer makes of all takes hundreds of megabytes, and longer than part by part
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,7 @@ def _key_scales(graph: Graph, context: PassContext) -> dict[str, Weight]:
     attentions = [node for node in graph.nodes if node.op == "attention"]
     turned = {node.output for node in graph.nodes if node.op == "rotary"}
     rows = context.data.calibration.inputs[:_CALIBRATION_ROWS]
+    size = max(1, _TOKENS // rows.shape[1])
 
     def channel_peaks(name: str, keys: Array) -> Array:
         if name not in turned:
@@ -148,10 +150,14 @@ def _key_scales(graph: Graph, context: PassContext) -> dict[str, Weight]:
         pairs = keys.reshape(-1, keys.shape[-1] // 2, 2)
         return np.repeat(np.sqrt(np.square(pairs).sum(axis=-1)).max(axis=0), 2)
 
-    peaks = intermediate_values(graph, {node.argument("k") for node in attentions}, rows, of=channel_peaks)
+    names = {node.argument("k") for node in attentions}
+    parts = [
+        intermediate_values(graph, names, rows[first : first + size], of=channel_peaks)
+        for first in range(0, len(rows), size)
+    ]
     found = {}
     for node in attentions:
-        peak = peaks[node.argument("k")]
+        peak = np.max([part[node.argument("k")] for part in parts], axis=0)
         scales = np.where(peak > 0, peak / CODE_LIMIT, 1).astype(np.float32)
         found[f"{node.output}.key_scale"] = Weight(coarse(scales).reshape(_heads(graph, node)))
     return found

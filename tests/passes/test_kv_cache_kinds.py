@@ -13,6 +13,7 @@ from mlperf_opt.graph import Weight, graph_hash
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.onnx_export import export
 from mlperf_opt.ops import OPS, Spec
+from mlperf_opt.passes import kv_cache
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.passes.quant import Quant
 from mlperf_opt.runtimes import NUMPY, RUNTIMES, complete, difference, is_quantized, may_flip, stepwise
@@ -161,10 +162,17 @@ def key_scales(positions, kv_heads):
     return {place: peak / 127 for place, peak in largest.items()}
 
 
+@pytest.mark.parametrize("at_once", [4096, 95, 1])
 @each_kind
-def test_the_scales_of_keys_are_those_of_the_calibration_split(positions, kv_heads):
-    """Rounded up to 8 bits, so less than 1 % larger."""
-    graph = cached(positions, kv_heads, dtype="int8")
+def test_the_scales_of_keys_are_those_of_the_calibration_split(positions, kv_heads, at_once, monkeypatch):
+    """Rounded up to 8 bits, so less than 1 % larger; at once, in parts of 3, 3 and 2 rows, and row by row."""
+    calls, observe = [], kv_cache.intermediate_values
+    monkeypatch.setattr(kv_cache, "_TOKENS", at_once)
+    monkeypatch.setattr(
+        kv_cache, "intermediate_values", lambda g, names, rows, of: calls.append(len(rows)) or observe(g, names, rows, of=of)
+    )
+    graph = run_pass(KvCache(dtype="int8"), network(positions, kv_heads), DATA).graph
+    assert calls == {4096: [8], 95: [3, 3, 2], 1: [1] * 8}[at_once]
     for (layer, head), scale in key_scales(positions, kv_heads).items():
         found = graph.weights[f"layer{layer + 1}.attention.key_scale"].values[head]
         assert (found >= scale * 0.9999).all() and (found <= scale * 1.0081).all()
