@@ -130,7 +130,7 @@ def _run(command: str, line: CommandLine) -> int:
 
 @contextmanager
 def _notices(console: Console) -> Iterator[None]:
-    """Show what the package logs for whoever waits."""
+    """Show what the package logs for whoever waits, and nobody else; afterwards the log is as it was."""
     import logging
 
     class ToConsole(logging.Handler):
@@ -138,12 +138,16 @@ def _notices(console: Console) -> Iterator[None]:
             console.print(record.getMessage(), style="dim")
 
     log, handler = logging.getLogger("mlperf_opt"), ToConsole()
+    level, propagate = log.level, log.propagate
     log.addHandler(handler)
     log.setLevel(logging.INFO)
+    log.propagate = False
     try:
         yield
     finally:
         log.removeHandler(handler)
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 def _fix_threads(threads: str) -> None:

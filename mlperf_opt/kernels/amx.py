@@ -185,7 +185,7 @@ def _finish_block(instruction_, memories, sums, tiles, tile_rows, panel, panels,
             )  # fmt: skip
 
 
-@operation
+@operation(leaves_to=PRODUCT)
 def product_on_tiles(instruction_, memories, rows):
     """Run one int8 product, as `product.product`; a linear layer of fewer rows than a tile is left to that one."""
     images, lines, pixels = 1, 1, rows

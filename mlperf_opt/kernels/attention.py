@@ -142,7 +142,7 @@ QUERY, KEYS, VALUES, OUT, QUERY_STEP, KEYS_STEP, VALUES_STEP, OUT_STEP, HEADS, H
 )
 
 
-@operation
+@operation()
 def attention(instruction, memories, rows):
     """Whole sequences."""
     time = field(memories, TIME)
@@ -182,7 +182,7 @@ def attention(instruction, memories, rows):
 X, TURNED, X_STEP, TURNED_STEP, COUNT, COSINES, SINES, PERIOD, PLACES, OFFSETS, FREQUENCIES, REACH, TURNS = range(1, 14)
 
 
-@operation
+@operation()
 def rotary(instruction, memories, rows):
     """x cosines + (x with the two of each pair exchanged) sines; places behind the tables are computed."""
     x, out = operand(instruction, X, memories), operand(instruction, TURNED, memories)

@@ -9,11 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from mlperf_opt.resources import user_cache
 
@@ -26,12 +24,6 @@ def cache_folder() -> Path | None:
         digest.update(source.read_bytes())
     folder = user_cache()
     return folder and folder / digest.hexdigest()[:16]
-
-
-def is_compiled(function: Callable[..., Any]) -> bool:
-    """Return whether a process before this one has compiled a kernel: numba's index of it is there."""
-    folder, module = cache_folder(), function.__module__.rpartition(".")[2]
-    return folder is not None and any(folder.glob(f"*/{module}.{function.__qualname__}-*.nbi"))
 
 
 @cache

@@ -94,7 +94,7 @@ X, OUT, X_STEP, OUT_STEP, COUNT = range(1, 6)
 OTHER, OTHER_STEP = 6, 7  # add: the second input
 
 
-@operation
+@operation()
 def relu(instruction, memories, rows):
     """max(x, 0)."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -106,7 +106,7 @@ def relu(instruction, memories, rows):
     return DONE
 
 
-@operation
+@operation()
 def gelu(instruction, memories, rows):
     """gelu, in its tanh form; in place where out is x."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -118,7 +118,7 @@ def gelu(instruction, memories, rows):
     return DONE
 
 
-@operation
+@operation()
 def add_rows(instruction, memories, rows):
     """x + y."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -132,7 +132,7 @@ def add_rows(instruction, memories, rows):
     return DONE
 
 
-@operation
+@operation()
 def copy(instruction, memories, rows):
     """COUNT bytes of each row: no byte more is read or written."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -163,7 +163,7 @@ def softmax_row(x, out, count):
         store_some_floats(out + 4 * i, count - i, multiply(load_some_floats(out + 4 * i, count - i, _NONE), factor))
 
 
-@operation
+@operation()
 def softmax(instruction, memories, rows):
     """softmax of each row."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -177,7 +177,7 @@ def softmax(instruction, memories, rows):
 GAMMA, BETA, EPS = 6, 7, 8
 
 
-@operation
+@operation()
 def layer_norm(instruction, memories, rows):
     """(x - mean) / sqrt(variance + eps) * gamma + beta."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -216,7 +216,7 @@ def _table_vector(kind, address, lane):
     return load_codes(address + lane)
 
 
-@operation
+@operation()
 def embedding(instruction, memories, rows):
     """Row ``token`` of the table, times its scale where it holds int8 codes. OUT_OF_RANGE for a token without one."""
     tokens, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -238,7 +238,7 @@ def embedding(instruction, memories, rows):
 OFFSETS = 11  # 1 where each sequence has a position of its own
 
 
-@operation
+@operation()
 def positions(instruction, memories, rows):
     """x + the table's row of the place; a place behind the last takes the last (padding, whose outputs nobody uses)."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -282,7 +282,7 @@ def quantize_row(x, out, count, scale, zero):
         store_grid_codes(out + i, whole, zero, count - i)
 
 
-@operation
+@operation()
 def quantize(instruction, memories, rows):
     """uint8 codes on one grid, or on one for each row."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -295,7 +295,7 @@ def quantize(instruction, memories, rows):
     return DONE
 
 
-@operation
+@operation()
 def row_grids(instruction, memories, rows):
     """The affine grid of each row's own range (see `ops.quantized.affine_range`): scale float32, zero point as int32."""
     x = operand(instruction, X, memories)

@@ -36,7 +36,7 @@ SIZE, STRIDE, BYTES = 10, 11, 12  # pooling
 _NONE = np.float32(0)
 
 
-@operation
+@operation()
 def pack_image(instruction, memories, rows):
     """(C, H, W) -> channels-last."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -53,7 +53,7 @@ def pack_image(instruction, memories, rows):
     return DONE
 
 
-@operation
+@operation()
 def unpack_image(instruction, memories, rows):
     """Channels-last -> (C, H, W)."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -70,7 +70,7 @@ def unpack_image(instruction, memories, rows):
     return DONE
 
 
-@operation
+@operation()
 def quantize_image(instruction, memories, rows):
     """float32 -> uint8, line by line. Where each image has its own zero point, its halo is written too."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -103,7 +103,7 @@ def quantize_image(instruction, memories, rows):
 BYTES_BEFORE = 14  # from the start of an image to its first pixel inside the halo
 
 
-@operation
+@operation()
 def max_pool(instruction, memories, rows):
     """The largest of each window, of float32 or of codes."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -133,7 +133,7 @@ def max_pool(instruction, memories, rows):
     return DONE
 
 
-@operation
+@operation()
 def average_pool(instruction, memories, rows):
     """The mean of each window."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)

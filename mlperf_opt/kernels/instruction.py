@@ -17,7 +17,6 @@ WIDTH = 32  # int64 of one instruction
 # that it holds, int64; a session's state. SEQUENCE and TIME are no addresses, but numbers of the call, looked up alike:
 # where its first sequence is in the state, and how many rows a sequence has.
 ARENA, CONSTANTS, INPUT, OUTPUT, LENGTHS, POSITIONS, SEQUENCE, TIME, FIRST_STATE = range(9)
-MEMORIES = 64
 _SHIFT = 48
 _OFFSET = (1 << _SHIFT) - 1
 

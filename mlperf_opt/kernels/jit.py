@@ -1,21 +1,24 @@
-"""How kernels are compiled: once, when they are needed, and cached on disk (see `cache.py`)."""
+"""How kernels are compiled: once, when they are needed, and kept on disk (see `cache.py`)."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache, cached_property
+import threading
+from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, TypeVar
 
 import numba
 from numba.core import config as _config
+from numba.core.ccallback import CFunc
+from numba.core.sigutils import normalize_signature
 
-from mlperf_opt.kernels.cache import is_compiled, writable_folder
+from mlperf_opt.kernels.cache import writable_folder
 
 F = TypeVar("F", bound=Callable[..., Any])
-_LOG = logging.getLogger(__name__)
 config: Any = _config  # numba fills the module in when it is imported
+_LOG = logging.getLogger(__name__)
+_LOCK = threading.RLock()  # one thread compiles, the others wait for what it leaves
 
 
 def kernel(*signatures: str) -> Callable[[F], F]:
@@ -27,51 +30,93 @@ def kernel(*signatures: str) -> Callable[[F], F]:
     """
 
     def decorate(function: F) -> F:
-        with _cached() as cached:
-            compiled: Any = numba.njit(
-                list(signatures) or None, nogil=True, cache=cached and bool(signatures), error_model="numpy"
-            )
-            return compiled(function)
+        compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+        if signatures:
+            _use_cache(compiled)
+            for signature in signatures:
+                _load(compiled, signature)
+            compiled.disable_compile()
+        return compiled
 
     return decorate
 
 
-class operation:  # noqa: N801 - a decorator
+class Operation:
     """A kernel that the machine calls by its address: (instruction, memories, rows), all int64, to one of `opcodes.py`.
 
-    It is compiled, or read from the cache, when its address is first asked for: a program waits for its own kernels alone,
-    and none is a part of another, which would be compiled with it again. That it takes long is logged, for whoever waits.
+    It is compiled, or read from the cache, when a program first needs it: whoever runs a program waits for its own kernels
+    alone, and none is a part of another, which would be compiled with it again.
+
+    Attributes:
+        leaves_to: the opcode that it may return instead of doing the work, None for none.
+        compiled: the C function, None as long as nobody needed it.
     """
 
-    _told = False
-
-    def __init__(self, function: Callable[[Any, Any, Any], int]) -> None:
+    def __init__(self, function: Callable[[Any, Any, Any], int], leaves_to: int | None) -> None:
+        self.leaves_to = leaves_to
+        self.compiled: Any = None
         self._function = function
 
-    @cached_property
-    def compiled(self) -> Any:
-        """The C function."""
-        if not operation._told and not is_compiled(self._function):
-            operation._told = True
-            _LOG.info("compiling kernels: some seconds, once for each")
-        with _cached() as cached:
-            return numba.cfunc("int64(int64, int64, int64)", cache=cached, error_model="numpy")(self._function)
-
-    @property
-    def address(self) -> int:
-        """Where it lies in memory."""
+    def ready(self, tell: Callable[[], None]) -> int:
+        """Return its address; ``tell`` is called before it is compiled."""
+        if self.compiled is None:
+            compiled = _Native(self._function, tell)
+            _use_cache(compiled)
+            _load(compiled)
+            self.compiled = compiled
         return self.compiled.address
 
 
-@contextmanager
-def _cached() -> Iterator[bool]:
-    """Let numba keep what is compiled in `writable_folder`, if there is one; a user's own settings come back after it."""
-    theirs, folder = config.CACHE_DIR, writable_folder()
-    config.CACHE_DIR = str(folder or theirs)
+def operation(*, leaves_to: int | None = None) -> Callable[[Callable[[Any, Any, Any], int]], Operation]:
+    """Decorate a function to be an `Operation`."""
+    return lambda function: Operation(function, leaves_to)
+
+
+def addresses(operations: Iterable[Operation]) -> list[int]:
+    """Return where they lie in memory. That some have to be compiled first is logged, once, for whoever waits."""
+    told: list[bool] = []
+
+    def tell() -> None:
+        if not told:
+            _LOG.info("compiling kernels of the compiled runtime: some seconds, kept for the next time")
+        told.append(True)
+
+    with _LOCK:
+        return [each.ready(tell) for each in operations]
+
+
+class _Native(CFunc):
+    """A C function of an `Operation`."""
+
+    def __init__(self, function: Callable[[Any, Any, Any], int], tell: Callable[[], None]) -> None:
+        signature = normalize_signature("int64(int64, int64, int64)")
+        super().__init__(function, signature, locals={}, options={"error_model": "numpy"})
+        self._tell = tell
+
+    def _compile_uncached(self) -> Any:
+        self._tell()
+        return super()._compile_uncached()  # type: ignore[attr-defined] - numba has no types
+
+
+def _use_cache(compiled: Any) -> None:
+    """Let numba keep a function in `writable_folder`, if there is one; a user's own functions stay where they are."""
+    folder = writable_folder()
+    if folder is not None:
+        with _LOCK:
+            theirs, config.CACHE_DIR = config.CACHE_DIR, str(folder)
+            try:
+                compiled.enable_caching()
+            finally:
+                config.CACHE_DIR = theirs
+
+
+def _load(compiled: Any, *signature: str) -> None:
+    """Read a function from the cache, or compile it."""
     try:
-        yield folder is not None
-    finally:
-        config.CACHE_DIR = theirs
+        compiled.compile(*signature)
+    except Exception:  # whatever a damaged file makes of reading it; a mistake of ours comes again
+        compiled._cache.flush()
+        compiled.compile(*signature)
 
 
 @cache

@@ -59,7 +59,7 @@ NO_SCALE, BY_CHANNEL, BY_VECTOR = range(3)
 QUERY, QUERY_STEP, KEYS, VALUES, ATTENDED, ATTENDED_STEP, SHARED, KEY_SCALE, VALUE_SCALES, FAR, FAR_STEP = range(9, 20)
 
 
-@operation
+@operation()
 def head_scale(instruction, memories, rows):
     """The largest magnitude of each head over 127; 1 where all is zero."""
     x, out = operand(instruction, X, memories), operand(instruction, OUT, memories)
@@ -105,7 +105,7 @@ def _put(kind, source, width, out, step):
             store_float(out + 4 * i * step, load_float(source + 4 * i))
 
 
-@operation
+@operation()
 def cache_write(instruction, memories, rows):
     """Put each sequence's first ``lengths`` new vectors behind the places it holds."""
     heads, width, kind = field(instruction, HEADS), field(instruction, HEAD_WIDTH), field(instruction, KIND)
@@ -152,7 +152,7 @@ def _multiply(x, other, count):
         store_floats(x + 4 * i, multiply(load_floats(x + 4 * i), load_floats(other + 4 * i)))
 
 
-@operation
+@operation()
 def cached_attention(instruction, memories, rows):
     """New place t of a sequence sees the places that it holds and the new ones up to t, of a window the last ones."""
     heads, width, kind = field(instruction, HEADS), field(instruction, HEAD_WIDTH), field(instruction, KIND)

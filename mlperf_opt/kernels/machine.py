@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 from numba import types
+from numpy.typing import NDArray
 
 from mlperf_opt.kernels import amx, attention, elementwise, images, kv_cache, opcodes, product, sparse
 from mlperf_opt.kernels.emit import I64, at, instruction, ir
 from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, SEQUENCE, TIME, WIDTH, field
-from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.jit import addresses, kernel
 from mlperf_opt.kernels.opcodes import OUT_OF_RANGE
 from mlperf_opt.kernels.simd import store_int
 
@@ -49,16 +50,16 @@ KERNELS = {
     opcodes.CACHE_WRITE: kv_cache.cache_write,
     opcodes.CACHED_ATTENTION: kv_cache.cached_attention,
 }
-_INSTEAD = {opcodes.TILE_PRODUCT: opcodes.PRODUCT}  # what a kernel may leave its instruction to, whatever the program
 _table = np.zeros(len(KERNELS), np.int64)
 
 
-def kernel_table(wanted: Collection[int]) -> int:
-    """Return the address of the table, in which the kernels of these opcodes are ready: compiled now where they are new."""
-    for opcode in {*wanted, *(_INSTEAD[o] for o in wanted if o in _INSTEAD)}:
-        if not _table[opcode]:
-            _table[opcode] = KERNELS[opcode].address
-    return _table.ctypes.data
+def kernel_table(wanted: Collection[int]) -> NDArray[np.int64]:
+    """Return the table, in which the kernels of these opcodes are ready: compiled now where they are new."""
+    left_to = (KERNELS[opcode].leaves_to for opcode in wanted)
+    missing = [o for o in {*wanted, *left_to} if o is not None and not _table[o]]
+    if missing:
+        _table[missing] = addresses(KERNELS[opcode] for opcode in missing)
+    return _table
 
 
 @instruction(types.int64, *[types.int64] * 4)
@@ -97,7 +98,10 @@ def run(job, x, out, lengths, positions, first, last, time):
             current = program + i * _INSTRUCTION_BYTES
             opcode = field(current, 0)
             while opcode >= 0:  # a kernel may leave an instruction to another
-                opcode = _call(field(kernels, opcode), current, memories, now * time)
+                address = field(kernels, opcode)
+                if address == 0:
+                    raise AssertionError("an instruction was left to a kernel that is not ready")
+                opcode = _call(address, current, memories, now * time)
             if opcode == OUT_OF_RANGE:
                 return False
         first += now

@@ -64,7 +64,7 @@ def _panels_at_once(kind, panels, pixels):
     return wanted
 
 
-@operation
+@operation()
 def product(instruction, memories, rows):
     """Run one product; ``rows`` are the rows of a linear layer, or the images of a convolution (PIXELS > 0).
 

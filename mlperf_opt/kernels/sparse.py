@@ -242,7 +242,7 @@ def _many_rows(instruction_, memories, plan, rows):
         first += LANES * vectors
 
 
-@operation
+@operation()
 def sparse_product(instruction_, memories, rows):
     """Run one product of a linear layer, or leave it to the dense kernels.
 

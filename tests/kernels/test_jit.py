@@ -23,7 +23,7 @@ from mlperf_opt.kernels import machine
 build = GraphBuilder("one")
 graph = build.finish(build.node("relu", "y", build.input("x", ("N", 3), "float32")))
 assert (COMPILED.prepare(graph)(np.float32([[-1, 0, 2]])) == [[0, 0, 2]]).all()
-print({number: kernel.compiled.cache_hits for number, kernel in machine.KERNELS.items() if "compiled" in vars(kernel)})
+print({number: kernel.compiled.cache_hits for number, kernel in machine.KERNELS.items() if kernel.compiled})
 """
 
 
@@ -49,6 +49,79 @@ def test_a_program_waits_for_its_own_kernels_alone_and_once(tmp_path):
     printed, logged = _run(_RELU, tmp_path)
     assert logged == "" and _kept(tmp_path) == kept
     assert ast.literal_eval(printed) == {opcodes.RELU: 1, opcodes.COPY: 1}
+
+
+@pytest.mark.parametrize("suffix, length", [(".nbi", 0), (".nbi", 10), (".nbc", 0), (".nbc", 1000)])
+def test_damaged_files_are_made_again(tmp_path, suffix, length):
+    """What a machine leaves that loses its power while it writes."""
+    _run(_RELU, tmp_path)
+    for path in tmp_path.rglob(f"*{suffix}"):
+        path.write_bytes(path.read_bytes()[:length])
+    printed, logged = _run(_RELU, tmp_path)
+    assert ast.literal_eval(printed) == {opcodes.RELU: 0, opcodes.COPY: 0} and logged.count(_TOLD) == 1
+    printed, logged = _run(_RELU, tmp_path)
+    assert ast.literal_eval(printed) == {opcodes.RELU: 1, opcodes.COPY: 1} and logged == ""
+
+
+def test_lost_files_are_made_again_and_whoever_waits_is_told(tmp_path):
+    _run(_RELU, tmp_path)
+    for path in tmp_path.rglob("*.nbc"):
+        path.unlink()
+    _, logged = _run(_RELU, tmp_path)
+    assert logged.count(_TOLD) == 1
+
+
+_THREADS = """
+import threading
+from numba.core import config
+from mlperf_opt.kernels import machine, opcodes
+from mlperf_opt.kernels.jit import Operation
+compiled = []
+ready = Operation.ready
+def spy(self, tell):
+    fresh = self.compiled is None
+    found = ready(self, tell)
+    compiled.extend([self] * fresh)
+    return found
+Operation.ready = spy
+config.CACHE_DIR = "theirs"
+wanted = [[opcodes.RELU, opcodes.COPY], [opcodes.COPY, opcodes.ADD], [opcodes.ADD, opcodes.RELU], [opcodes.COPY]]
+together = threading.Barrier(len(wanted))
+def want(codes):
+    together.wait()
+    assert machine.kernel_table(codes)[codes].all()
+threads = [threading.Thread(target=want, args=[codes]) for codes in wanted]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+print(len(compiled), config.CACHE_DIR)
+"""
+
+
+def test_threads_that_want_kernels_at_once_compile_each_once_and_leave_the_settings(tmp_path):
+    printed, logged = _run(_THREADS, tmp_path)
+    assert printed.split() == ["3", "theirs"] and "Traceback" not in logged
+    assert {name for name in _kept(tmp_path) if name != "machine.run"} == {
+        f"elementwise.{name}" for name in ("relu", "copy", "add_rows")
+    }
+
+
+def test_a_kernel_that_is_not_ready_is_a_mistake_of_ours_and_no_crash():
+    code = f"""
+import numpy as np
+from mlperf_opt.graph import GraphBuilder
+from mlperf_opt.runtimes import COMPILED
+from mlperf_opt.kernels import machine
+build = GraphBuilder("one")
+graph = build.finish(build.node("relu", "y", build.input("x", ("N", 3), "float32")))
+executable = COMPILED.prepare(graph)
+machine._table[{opcodes.RELU}] = 0
+try:
+    executable(np.zeros((1, 3), np.float32))
+except AssertionError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    assert "not ready" in result.stdout
 
 
 def test_every_opcode_has_one_kernel():

@@ -53,7 +53,7 @@ class Program:
         self.made: dict[str, Value] = {}
         self.spans: dict[str, slice] = {}
         self.notes: dict[str, str] = {}
-        self.opcodes: set[int] = set()
+        self._left_to: set[int] = set()
         self._emitted: list[list[int]] = []
         self._constants: list[Array] = []
         self._constant_bytes = 0
@@ -78,22 +78,23 @@ class Program:
         self.instructions = np.zeros((len(self._emitted), WIDTH), np.int64)
         for row, fields in zip(self.instructions, self._emitted, strict=True):
             row[: len(fields)] = fields
+        self.opcodes = frozenset(self._left_to.union(fields[0] for fields in self._emitted))
 
     # what lowerings use
 
     def emit(self, opcode: int, *fields: int) -> None:
         """Append an instruction."""
         self._emitted.append([opcode, *(int(f) for f in fields)])
-        self.opcodes.add(opcode)
 
     def latest(self) -> list[int]:
         """The latest instruction: its opcode and fields."""
         return self._emitted[-1]
 
-    def amend(self, opcode: int, last: int) -> None:
-        """Let another kernel run the latest instruction, or leave it to that which was to; and set its last field."""
+    def amend(self, opcode: int, last: int, *, may_leave: bool) -> None:
+        """Give the latest instruction to another kernel, which may leave it to the one before; set its last field."""
         fields = self._emitted[-1]
-        self.opcodes.add(opcode)
+        if may_leave:
+            self._left_to.add(fields[0])
         self._emitted[-1] = [opcode, *fields[1:], *[0] * (WIDTH - 1 - len(fields)), last]
 
     def constant(self, array: Array) -> int:

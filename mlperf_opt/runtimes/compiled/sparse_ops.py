@@ -77,7 +77,7 @@ class SparsePlan:
                     plan[first + field] = program.constant(array)
         if self.few is not None:
             plan[kernels.FEW_ORDER] = program.constant(self.few.order)
-        program.amend(opcodes.SPARSE_PRODUCT, program.constant(plan))
+        program.amend(opcodes.SPARSE_PRODUCT, program.constant(plan), may_leave=self.uses_dense)
 
 
 def plan_floats(program: Program, node: Node, weight: Array, scale: Array | None) -> SparsePlan:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mlperf_opt.graph import POSITION
 from mlperf_opt.kernels import opcodes
-from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, MEMORIES
+from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE
 from mlperf_opt.kernels.kv_cache import CAPACITY, PLACES
 from mlperf_opt.kernels.machine import (
     CHUNK,
@@ -59,11 +59,12 @@ class Worker:
         self.arena = aligned_bytes(program.arena.size + LINE)
         for offset, size, byte in program.arena.fills:
             self.arena[offset : offset + size] = byte
-        self._table = np.zeros(MEMORIES, np.int64)
+        self._table = np.zeros(FIRST_STATE + len(program.graph.state), np.int64)
         self._table[ARENA], self._table[CONSTANTS] = self.arena.ctypes.data, constants.ctypes.data
         self._instructions = program.instructions.copy()
+        kernels = kernel_table(program.opcodes)
         # the job holds addresses of these, so they must stay alive
-        self._alive = (constants, state)
+        self._alive = (constants, state, kernels)
         if state:
             for i, name in enumerate(s.name for s in program.graph.state):
                 if name != POSITION:
@@ -73,7 +74,7 @@ class Worker:
         x, out = program.values[next(iter(program.graph.inputs))], program.output
         self._job = np.zeros(JOB_WIDTH, np.int64)
         self._job[PROGRAM], self._job[COUNT] = self._instructions.ctypes.data, len(self._instructions)
-        self._job[KERNEL_TABLE] = kernel_table(program.opcodes)
+        self._job[KERNEL_TABLE] = kernels.ctypes.data
         self._job[MEMORY_TABLE], self._job[CHUNK] = self._table.ctypes.data, program.rows
         self._job[INPUT_STEP] = math.prod(x.shape) * x.itemsize
         self._job[OUTPUT_STEP] = math.prod(out.shape) * out.itemsize

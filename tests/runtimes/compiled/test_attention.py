@@ -19,7 +19,7 @@ SEEDS = st.integers(0, 99)
 
 def _network(seed, cached, heads, width, context, kind=None, **sizes):
     """A small decoder with weights so large that attention is far from uniform."""
-    family = MinimalTransformer(heads=heads, dim=heads * width, context=context, layers=1, **sizes)
+    family = MinimalTransformer(**{"heads": heads, "dim": heads * width, "context": context, "layers": 1, **sizes})
     graph = family.build("net", np.random.default_rng(seed))
     rng = np.random.default_rng(seed + 1)
     grown = {
@@ -159,3 +159,25 @@ def test_a_decode_step_is_the_prefill_of_one_more(before):
     limit = 1e-5 if before in ("none", "weight_only", "fp16", "dynamic") else 0.05
     expected = at_once.prefill(inputs[:4, :10])
     np.testing.assert_allclose(found, expected, atol=limit * float(np.abs(expected).max()))
+
+
+@pytest.mark.parametrize("kind", [{}, {"dtype": "int8"}, {"window": 9, "sinks": 2}], ids=str)
+@pytest.mark.parametrize("positions", ["learned", "rotary"])
+def test_each_chunk_of_a_batch_has_its_own_rows_and_positions(positions, kind):
+    """Three rows of 30 tokens are two chunks: each begins where its rows stand, and writes into its part of the state."""
+    graph = _network(5, True, 2, 16, 80, positions=positions, kind=kind)
+    tokens = np.random.default_rng(6).integers(0, 27, (2, 3, 30))
+    expected, actual = (chosen.prepare(graph).start(3, 80) for chosen in (NUMPY, runtime()))
+    for part, lengths in zip(tokens, np.array([[4, 30, 17], [30, 9, 22]]), strict=True):
+        found = [session.prefill(part, lengths) for session in (actual, expected)]
+        for row, length in enumerate(lengths):
+            check_same(*(logits[row, :length] for logits in found), exact=False, floor=1e-4 if "dtype" in kind else 1e-5)
+    check_same(*(session.decode(tokens[0, :, 0]) for session in (actual, expected)), exact=False, floor=1e-4)
+
+
+@pytest.mark.parametrize("layers", [1, 28, 60])
+def test_a_state_has_room_for_any_number_of_layers(layers):
+    graph = _network(1, True, 1, 16, 8, layers=layers)
+    tokens = np.random.default_rng(2).integers(0, 27, (2, 6))
+    expected, actual = (chosen.prepare(graph).start(2, 8).prefill(tokens) for chosen in (NUMPY, runtime()))
+    check_same(actual, expected, exact=False, floor=1e-4)

@@ -83,7 +83,7 @@ for before in ("none", "static", "dynamic"):
     runtime().prepare(graph)(inputs[:3])
 from mlperf_opt.kernels import machine
 print(dict(machine.run.stats.cache_hits), dict(machine.run.stats.cache_misses))
-print({{kernel.compiled.cache_hits for kernel in machine.KERNELS.values() if "compiled" in vars(kernel)}})
+print({{kernel.compiled.cache_hits for kernel in machine.KERNELS.values() if kernel.compiled}})
 """
 
 
