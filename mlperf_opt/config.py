@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from mlperf_opt.artifacts import load_weights
-from mlperf_opt.data import DATASETS, Dataset, load_data
+from mlperf_opt.data import DATASETS, Dataset, load_data, on_demand
 from mlperf_opt.data.tokenizer import MOST_TOKENS
 from mlperf_opt.errors import ArtifactError, ConfigError, PassError, did_you_mean
 from mlperf_opt.evaluate import MeasureSettings
@@ -218,15 +218,35 @@ def load(config: RunConfig) -> tuple[Graph, Dataset]:
     Raises:
         ConfigError, DataError, ArtifactError, PassError: what doesn't.
     """
-    weights = config.model.weights
-    path = Path(weights) if weights else None
-    graph = _trained(config.model, path.stat().st_mtime if path and path.exists() else 0.0)
+    graph = _network(config.model)
+    data = _fitting(config, graph)
+    _check_steps(config, graph)
+    return graph, data
+
+
+def load_without_data(config: RunConfig) -> tuple[Graph, Dataset]:
+    """As `load`, but the data is read, and held against the network, when a pass first looks at it."""
+    graph = _network(config.model)
+    _check_steps(config, graph)
+    return graph, on_demand(lambda: _fitting(config, graph))
+
+
+def _network(model: ModelSettings) -> Graph:
+    path = Path(model.weights) if model.weights else None
+    return _trained(model, path.stat().st_mtime if path and path.exists() else 0.0)
+
+
+def _fitting(config: RunConfig, graph: Graph) -> Dataset:
     data = config.data.load()
     check_fit(graph, data)
     split = config.measure.split
     samples = len(data.held_out(split))
     expected = f"at most {samples:,}, the {split} samples of data={data.name}"
     require(config.measure.batch <= samples, "measure.batch", config.measure.batch, expected)
+    return data
+
+
+def _check_steps(config: RunConfig, graph: Graph) -> None:
     for step in config.steps:
         try:
             step.apply.check(graph)
@@ -235,7 +255,6 @@ def load(config: RunConfig) -> tuple[Graph, Dataset]:
             if config.made_for and graph.name not in config.made_for:
                 prefix = f"this pipeline is for model={' or '.join(config.made_for)}, not {graph.name}: {prefix}"
             raise PassError(f"{prefix}{error}") from None
-    return graph, data
 
 
 def check_fit(graph: Graph, data: Dataset) -> None:

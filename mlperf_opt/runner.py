@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mlperf_opt.artifacts import SavedModel, load_graph, save_graph
-from mlperf_opt.config import RunConfig, load
+from mlperf_opt.config import RunConfig, load, load_without_data
 from mlperf_opt.data import Dataset
 from mlperf_opt.errors import MlperfOptError
 from mlperf_opt.evaluate import Subject, exactness, measure
@@ -29,7 +29,7 @@ CHECKPOINT = "checkpoint"  # ending of the file in which a step that trains keep
 
 def apply_passes(config: RunConfig, runtime: Runtime, show: Show) -> Graph:
     """Return the network after all passes of the last branch, unmeasured. Raises `MlperfOptError`."""
-    graph, data = load(config)
+    graph, data = load_without_data(config)
     for step in last_branch(config.steps):
         show(f"{step.name}: applying {step.pass_name}")
         step.apply.check(graph)

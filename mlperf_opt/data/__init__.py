@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Hashable
 from functools import lru_cache
 
-from mlperf_opt.data.dataset import Dataset, HeldOut, Split, Stream
+from mlperf_opt.data.dataset import Dataset, HeldOut, Split, Stream, on_demand
 from mlperf_opt.data.digits import load_digits
 from mlperf_opt.data.idx import ENVIRONMENT, load_idx
 from mlperf_opt.data.loader import Loader, random_crop, random_shift
@@ -50,6 +50,7 @@ __all__ = [
     "Stream",
     "Tokenizer",
     "load_data",
+    "on_demand",
     "random_crop",
     "random_shift",
     "tokenizer_from_data",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,3 +140,14 @@ class Dataset:
                 digest.update(f"{array.dtype}{array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)  # a mapped file is read bit by bit, not copied
         return digest.hexdigest()
+
+
+def on_demand(load: Callable[[], Dataset]) -> Dataset:
+    """Return a data set that is loaded when something of it is first looked at."""
+
+    class OnDemand:
+        def __getattr__(self, name: str) -> Any:
+            self.__dict__.update(vars(data := load()))
+            return getattr(data, name)
+
+    return cast(Dataset, OnDemand())

@@ -128,13 +128,23 @@ def test_what_may_begin_the_stop_text_is_held_back():
     assert reader.take() == ""
 
 
-def test_text_comes_as_it_is_generated(monkeypatch):
+class _Flushed(io.StringIO):
+    """Remembers what was there at every flush: what whoever waits has seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def flush(self):
+        self.seen.append(self.getvalue())
+
+
+def test_text_comes_as_it_is_generated():
     """The prompt at once, then a piece for each token."""
-    pieces = []
-    monkeypatch.setattr(generate, "_write", lambda console, text: pieces.append(text) if text else None)
-    console = Console(file=io.StringIO())
-    generate.run(normalize(parse([*REVERSE, "prompt=ABCDEFGH|"])), console)
-    assert pieces == ["ABCDEFGH|", *"HGFEDCBA", "\n\n"]
+    file = _Flushed()
+    generate.run(normalize(parse([*REVERSE, "prompt=ABCDEFGH|"])), Console(file=file))
+    seen = list(dict.fromkeys(filter(None, file.seen)))
+    assert seen[:10] == [*("ABCDEFGH|" + "HGFEDCBA"[:n] for n in range(9)), "ABCDEFGH|HGFEDCBA\n\n"]
 
 
 def test_everything_ends_once_all_rows_have_stopped(monkeypatch):
@@ -221,9 +231,43 @@ def test_of_a_pipeline_with_branches_the_last_is_named():
     assert run(*REVERSE, "prompt=ABCDEFGH|", "passes=[quant,kv_cache]") == "ABCDEFGH|HGFEDCBA\n"
 
 
-def test_passes_need_the_data():
+@pytest.mark.parametrize(
+    "passes", ["[quant]", "[kv_cache] passes.kv_cache.dtype=int8", "[prune] passes.prune.schedule=cubic"]
+)
+def test_passes_that_look_at_the_data_need_it(passes):
     with pytest.raises(DataError, match=r"set data\.path=FILE"):
-        run(*_weights(CHAR), "prompt=ab", "length=3", "passes=[kv_cache]")
+        run(*_weights(CHAR), "prompt=ab", "length=3", *f"passes={passes}".split())
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        *("[kv_cache]", "[fuse,kv_cache] passes.kv_cache.dtype=fp16", "[prune]", "[lowrank]", "[cluster]"),
+        *(
+            "[quant,kv_cache] passes.quant.scheme=weight_only",
+            "[quant] passes.quant.scheme=dynamic",
+            "[quant] passes.quant.dtype=fp16",
+        ),
+    ],
+)
+def test_for_other_passes_the_file_is_enough(passes):
+    words = [*_weights(CHAR), "prompt=ab", "length=6", "temperature=0", *f"passes={passes}".split()]
+    text = run(*words)
+    assert len(text) == 9 and text == run(*words, "data.path=abc.txt")
+
+
+def test_what_is_not_shown_on_a_terminal_is_written_as_it_is(tmp_path):
+    """A terminal gets escapes for what would move its cursor, a file the text, but for what its encoding can't hold."""
+    prompt = "a\r\n\tb\x1b[31m\udcff\u20ac"
+    for encoding, terminal, expected in (
+        ("utf-8", False, b"a\r\n\tb\x1b[31m\\udcff\xe2\x82\xac"),
+        ("latin-1", False, b"a\r\n\tb\x1b[31m\\udcff\\u20ac"),
+        ("utf-8", True, b"a\\r\n\tb\\x1b[31m\\udcff\xe2\x82\xac"),
+    ):
+        with (tmp_path / "shown").open("w", encoding=encoding, newline="") as file:
+            reader = generate._Reader(CHAR, prompt, "")
+            generate._show([reader], Console(file=file, force_terminal=terminal))
+        assert (tmp_path / "shown").read_bytes() == expected
 
 
 def test_a_network_that_reads_no_text_is_refused():
@@ -251,4 +295,4 @@ def test_generated_text_is_that_of_the_data_it_was_trained_on():
     """Tokens of another text would be nonsense: a file and a data set that disagree are refused."""
     words = _weights(CharTokenizer("abcde"))
     with pytest.raises(ConfigError, match="was trained on a text of other tokens"):
-        run(*words, "prompt=ab", "length=3", "data.path=abc.txt", "passes=[kv_cache]")
+        run(*words, "prompt=ab", "length=3", "data.path=abc.txt", "passes=[quant]")
