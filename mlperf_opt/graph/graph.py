@@ -174,7 +174,7 @@ class Graph:
         """Return this graph with some weights replaced."""
         return replace(self, weights={**self.weights, **weights})
 
-    @property
+    @cached_property
     def context(self) -> int | None:
         """The number of places that the position encoding knows; None for a graph without one."""
         for node in self.nodes:
@@ -184,7 +184,7 @@ class Graph:
                 return int(node.attributes["context"])
         return None
 
-    @property
+    @cached_property
     def window(self) -> tuple[int, int] | None:
         """(sinks, window) of a cache that lets go of the tokens between them; None where nothing is let go."""
         for node in self.nodes:
@@ -192,7 +192,7 @@ class Graph:
                 return int(node.attributes["sinks"]), int(node.attributes["window"])
         return None
 
-    @property
+    @cached_property
     def limit(self) -> int | None:
         """The most tokens that a row may get: the context; None where a window moves along and only distances count."""
         absolute = any(node.op in ("learned_positions", "sinusoidal_positions") for node in self.nodes)

@@ -6,10 +6,11 @@ import math
 
 import numpy as np
 
-from mlperf_opt.graph import Graph, Node, State
+from mlperf_opt.graph import Graph, Node
 from mlperf_opt.kernels import kv_cache, opcodes
 from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
+from mlperf_opt.ops import Spec
 from mlperf_opt.ops.rotary import frequencies, rotation_rows
 from mlperf_opt.runtimes.compiled.layout import unsupported
 from mlperf_opt.runtimes.compiled.program import Program
@@ -123,9 +124,9 @@ def is_transposed(graph: Graph, state: str) -> bool:
     return not any(node.op == "cached_attention" and node.argument("values") == update for node in graph.nodes)
 
 
-def state_shape(graph: Graph, state: State, batch: int, length: int) -> tuple[int, ...]:
+def state_shape(spec: Spec, transposed: bool, batch: int, length: int) -> tuple[int, ...]:
     """The shape of a cache as the kernels keep it: (N, heads, d, L) or (N, heads, L, d), rows of whole vectors."""
-    _, heads, _, width = (int(d) if isinstance(d, int) else 0 for d in state.spec.shape)
-    if is_transposed(graph, state.name):
+    heads, width = int(spec.shape[1]), int(spec.shape[3])
+    if transposed:
         return batch, heads, width, padded(length)
     return batch, heads, padded(length), padded(width)

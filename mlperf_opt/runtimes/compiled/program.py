@@ -13,6 +13,7 @@ from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import Affine, Codebook, Graph, Node, split_name
 from mlperf_opt.kernels import opcodes
 from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE, INPUT, OUTPUT, WIDTH, reference
+from mlperf_opt.kernels.machine import kernel_table
 from mlperf_opt.runtimes.base import Isa, Sparse
 from mlperf_opt.runtimes.compiled.layout import (
     LINE,
@@ -27,6 +28,7 @@ from mlperf_opt.runtimes.compiled.layout import (
 )
 
 Array = NDArray[Any]
+_ON_STATE = (opcodes.CACHE_WRITE, opcodes.CACHED_ATTENTION)
 Lower = Callable[["Program", Node], None]
 
 
@@ -39,7 +41,8 @@ class Program:
         spans: node name -> its instructions, as a slice.
         values: value name -> its place (of its latest copy, where it was reordered).
         made: node name -> where the node left its value.
-        opcodes: whose kernels the instructions may need.
+        on_state: numbers of the instructions that want to know how many places the state has.
+        kernels: the machine's table, in which those that the instructions need are ready.
         notes: node name -> what the plan decided about it, in words.
     """
 
@@ -78,7 +81,8 @@ class Program:
         self.instructions = np.zeros((len(self._emitted), WIDTH), np.int64)
         for row, fields in zip(self.instructions, self._emitted, strict=True):
             row[: len(fields)] = fields
-        self.opcodes = frozenset(self._left_to.union(fields[0] for fields in self._emitted))
+        self.on_state = np.flatnonzero(np.isin(self.instructions[:, 0], _ON_STATE))
+        self.kernels = kernel_table(self._left_to.union(self.instructions[:, 0].tolist()))
 
     # what lowerings use
 

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mlperf_opt.graph import POSITION
-from mlperf_opt.kernels import opcodes
 from mlperf_opt.kernels.instruction import ARENA, CONSTANTS, FIRST_STATE
 from mlperf_opt.kernels.kv_cache import CAPACITY, PLACES
 from mlperf_opt.kernels.machine import (
@@ -22,14 +21,12 @@ from mlperf_opt.kernels.machine import (
     MEMORY_TABLE,
     OUTPUT_STEP,
     PROGRAM,
-    kernel_table,
 )
 from mlperf_opt.runtimes.compiled.attention_ops import padded
 from mlperf_opt.runtimes.compiled.layout import LINE
 from mlperf_opt.runtimes.compiled.program import Program
 
 Array = NDArray[Any]
-_ON_STATE = (opcodes.CACHE_WRITE, opcodes.CACHED_ATTENTION)
 
 
 def aligned_bytes(size: int) -> Array:
@@ -62,19 +59,18 @@ class Worker:
         self._table = np.zeros(FIRST_STATE + len(program.graph.state), np.int64)
         self._table[ARENA], self._table[CONSTANTS] = self.arena.ctypes.data, constants.ctypes.data
         self._instructions = program.instructions.copy()
-        kernels = kernel_table(program.opcodes)
         # the job holds addresses of these, so they must stay alive
-        self._alive = (constants, state, kernels)
+        self._alive = (constants, state, program.kernels)
         if state:
             for i, name in enumerate(s.name for s in program.graph.state):
                 if name != POSITION:
                     self._table[FIRST_STATE + i] = state[name].ctypes.data
-            on_state = np.isin(self._instructions[:, 0], _ON_STATE)
+            on_state = program.on_state
             self._instructions[on_state, CAPACITY], self._instructions[on_state, PLACES] = padded(length), length
         x, out = program.values[next(iter(program.graph.inputs))], program.output
         self._job = np.zeros(JOB_WIDTH, np.int64)
         self._job[PROGRAM], self._job[COUNT] = self._instructions.ctypes.data, len(self._instructions)
-        self._job[KERNEL_TABLE] = kernels.ctypes.data
+        self._job[KERNEL_TABLE] = program.kernels.ctypes.data
         self._job[MEMORY_TABLE], self._job[CHUNK] = self._table.ctypes.data, program.rows
         self._job[INPUT_STEP] = math.prod(x.shape) * x.itemsize
         self._job[OUTPUT_STEP] = math.prod(out.shape) * out.itemsize
