@@ -20,6 +20,7 @@ from mlperf_opt.graph import Dense, Graph, Weight, verify
 Array = NDArray[Any]
 
 _SHOWN = 3  # names in a message
+_POSITIONS = {"learned", "sinusoidal", "rotary"}
 
 
 def save_arrays(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
@@ -80,7 +81,8 @@ def load_weights(path: Path, graph: Graph) -> Graph:
         graph: the network; its `Graph.parameters` say which names and shapes the file must have.
 
     Raises:
-        ArtifactError: the file can't be read, is quantized, lacks a parameter, has one too many or one of another shape.
+        ArtifactError: the file can't be read, is quantized, lacks a parameter, has one too many or one of another shape, or
+            is of a network that computes something else with them.
     """
     data = read(path)
     with about(path):
@@ -89,6 +91,8 @@ def load_weights(path: Path, graph: Graph) -> Graph:
         found = _float_parameters(model) if model else content.tensors
         needed = {name: weight.values.shape for name, weight in graph.parameters().items()}
         _check_names(found, needed)
+        if model:
+            _check_nodes(model, graph)
         weights = {name: Weight(_as_float32(name, found[name], shape)) for name, shape in needed.items()}
         try:
             return verify(replace(graph.with_weights(weights), tokenizer=model.tokenizer if model else None))
@@ -113,6 +117,20 @@ def _check_names(found: Iterable[str], needed: Iterable[str]) -> None:
         raise ArtifactError(f"it lacks {len(missing)} of the network's weights: {_list(missing)}{hint}")
     if extra:
         raise ArtifactError(f"it has {len(extra)} tensors that the network doesn't know: {_list(extra)}")
+
+
+def _check_nodes(found: Graph, needed: Graph) -> None:
+    """Weights don't show how many heads they make, or which of two positions without weights they were trained with."""
+    (theirs, ours) = ({n.op.removesuffix("_positions") for n in g.nodes} & _POSITIONS for g in (found, needed))
+    if theirs != ours:
+        made, has = (" and ".join(sorted(kinds)) or "no" for kinds in (theirs, ours))
+        raise ArtifactError(f"it was trained with {made} positions; the network has {has} positions")
+    nodes = {node.output: node.attributes for node in found.nodes}
+    for node in sorted(needed.nodes, key=lambda n: "heads" not in n.attributes):  # the rest follows from them
+        for name, value in node.attributes.items():
+            made = nodes.get(node.output, {}).get(name, value)
+            if made != value and name != "context":  # a longer text than that of the training is the user's affair
+                raise ArtifactError(f"{node.output} was trained with {name}={made}; the network has {name}={value}")
 
 
 def _list(names: list[str]) -> str:

@@ -6,10 +6,12 @@ import codecs
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 
+from mlperf_opt.artifacts import is_model_file, load_graph
 from mlperf_opt.composition import GENERATE, compose, expand, lint_folder, register_pipelines, to_yaml
 from mlperf_opt.config import RunConfig, build_config
 from mlperf_opt.data import Tokenizer, tokenizer_from_data
@@ -66,7 +68,7 @@ def _texts(line: CommandLine, key: str) -> list[str]:
 
 def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str], stop: str, console: Console) -> None:
     runtime = config.runtime.runtime
-    graph = config.model.trained()
+    graph = _network(config)
     tokenizer = _tokenizer(config, graph)
     ids = [_encoded(prompt, tokenizer) for prompt in prompts]
     # a window may lift the limit of the context, which only the graph behind the passes knows
@@ -106,6 +108,14 @@ def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str],
         style="dim",
         soft_wrap=True,
     )
+
+
+def _network(config: RunConfig) -> Graph:
+    """What passes begin with; without any, the model in the file as it is, quantized or with a cache, of whatever sizes."""
+    path = config.model.weights
+    if path is not None and not config.steps and is_model_file(Path(path)):
+        return load_graph(Path(path))
+    return config.model.trained()
 
 
 def _tokenizer(config: RunConfig, graph: Graph) -> Tokenizer:

@@ -1,5 +1,6 @@
 """Plain safetensors files of named arrays, and the step from one into a network."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis.extra import numpy as hnp
 from mlperf_opt.artifacts import container, is_model_file, load_arrays, load_metadata, load_weights, save_arrays, save_graph
 from mlperf_opt.errors import ArtifactError
 from mlperf_opt.graph import graph_hash
+from mlperf_opt.networks import MinimalTransformer
 
 
 @pytest.fixture
@@ -161,3 +163,32 @@ def test_the_tokenizer_of_a_model_file_comes_along(path):
 
 def _outputs(graph):
     return graph.specs[graph.outputs[0]].shape[-1]
+
+
+@pytest.mark.parametrize(
+    "made, wanted, words",
+    [
+        ({}, {"heads": 4}, "layer1.attention was trained with heads=2; the network has heads=4"),
+        (
+            {"positions": "rotary"},
+            {"positions": "rotary", "heads": 1},
+            "layer1.attention was trained with heads=2; the network has heads=1",
+        ),
+        ({"positions": "rotary"}, {}, "it was trained with rotary positions; the network has sinusoidal positions"),
+        ({}, {"positions": "rotary"}, "it was trained with sinusoidal positions; the network has rotary positions"),
+        ({}, {"context": 99}, None),
+        ({"context": 99}, {}, None),
+    ],
+)
+def test_what_weights_do_not_show_must_fit_too(made, wanted, words, path):
+    """The same tensors, used in another way, would write nonsense."""
+    sizes = {"vocabulary": 5, "context": 6, "layers": 1, "dim": 8, "heads": 2, "hidden": 4, "positions": "sinusoidal"}
+    source, network = (
+        MinimalTransformer(**sizes | changed).build("m", np.random.default_rng(0)) for changed in (made, wanted)
+    )
+    save_graph(source, path)
+    if words is None:
+        assert load_weights(path, network).nodes == network.nodes
+    else:
+        with pytest.raises(ArtifactError, match=re.escape(words)):
+            load_weights(path, network)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from mlperf_opt import cli
 from mlperf_opt.artifacts import save_graph
-from mlperf_opt.commands import generate
+from mlperf_opt.commands import generate, optimize
 from mlperf_opt.data.tokenizer import BpeTokenizer, CharTokenizer
 from mlperf_opt.errors import ConfigError, DataError, MlperfOptError, PassError
 from mlperf_opt.networks import MinimalTransformer
@@ -90,6 +90,19 @@ def test_the_file_is_all_that_is_needed():
     first, same, other = (run(*words, f"seed={seed}") for seed in (1, 1, 2))
     assert first == same != other
     assert len(first) == 23 and set(first) <= set(" ,abc\n")
+
+
+@pytest.mark.parametrize("passes", ["[quant]", "[prune,quant,kv_cache] passes.kv_cache.dtype=int8", "[kv_cache]"])
+def test_the_file_of_a_step_is_gone_on_with_as_it_ships(passes):
+    """Quantized, with a cache, and whatever the sizes: no setting is told again, no pass applied, no text needed."""
+    words = ["prompt=ab", "length=12", "temperature=0"]
+    made = [*_weights(CHAR, dim=24, heads=3), "data.path=abc.txt", *f"passes={passes}".split()]
+    assert (
+        optimize.run(normalize(parse([*made, "measure.seconds=0.01", "hydra.run.dir=run"])), Console(file=io.StringIO()))
+        == 0
+    )
+    last = sorted(Path("run").glob("*.safetensors"))[-1]
+    assert run(f"model.weights={last}", *words) == run(*made, *words)
 
 
 def test_a_cache_changes_nothing():
