@@ -196,7 +196,10 @@ def learn_pairs(data: Iterable[bytes], vocabulary: int) -> BpeTokenizer:
     trained.train_from_iterator(map(_shown, data), trainer)
     found = BpeTokenizer(tuple(_merges(trained)))
     if found.size != vocabulary:
-        raise DataError(f"the text gives {found.size} tokens of byte pairs; expected {vocabulary}")
+        fewer = f"set data.vocabulary and model.vocabulary to at most {found.size}, or " if found.merges else ""
+        raise DataError(
+            f"data.vocabulary={vocabulary}: the text gives only {found.size} tokens of byte pairs; {fewer}give a longer text"
+        )
     return found
 
 
