@@ -164,8 +164,8 @@ def _check_length(file: Path, window: int, train: int, held_out: int) -> None:
     if window > largest:
         smaller = f", or set data.window to at most {largest}" if largest >= 2 else ""
         raise DataError(
-            f"{file} has {train:,} tokens to train on and {held_out:,} in a split held out, too few for data.window={window}:"
-            f" give a longer text{smaller}"
+            f"{file} has {train:,} tokens to train on and {held_out:,} in a split held out, too few for data.window={window}"
+            f": give a longer text{smaller}"
         )
 
 

@@ -26,8 +26,8 @@ Kind = Literal["char", "bpe"]
 BYTES = 256
 MOST_TOKENS = 65_536  # ids fit two bytes
 _LONGEST = 1024  # bytes of a token: a file could otherwise double them with each merge
-# Bytes of a word, without its space: the time to learn grows with their square, and a text without blanks (DNA, base64) would
-# be one word. What is longer goes on as another word; prose with blanks has none.
+# Bytes of a word, without its space: the time to learn grows with their square, and a text without blanks (DNA, base64)
+# would be one word. What is longer goes on as another word; prose with blanks has none.
 _LONGEST_WORD = 1024
 
 
@@ -178,8 +178,8 @@ def learn_characters(text: Iterable[str]) -> CharTokenizer:
 def learn_pairs(data: Iterable[bytes], vocabulary: int) -> BpeTokenizer:
     """Return the tokenizer of ``vocabulary`` tokens that joins, again and again, the pair that occurs most.
 
-    Pairs are joined within words: a run of letters, digits or other signs, each with the space before it, or of blanks, up to
-    1,024 bytes of it.
+    Pairs are joined within words: a run of letters, digits or other signs, each with the space before it, or of blanks; of a
+    run up to 1,024 bytes.
 
     Raises:
         ConfigError: the package `tokenizers` is not installed.
