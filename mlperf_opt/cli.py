@@ -35,9 +35,13 @@ _ABOUT = {
 The folder of the results is named by hydra.run.dir=DIR, with -m by hydra.sweep.dir=DIR.""",
     "train": """It writes the model file and a page about it, by default below outputs/models/. Interrupted, it leaves
 a checkpoint, and the same command goes on from there. model.weights=PATH starts from those weights.""",
-    "generate": """prompt=TEXT may be given more than once: all prompts are gone on with in one batch. stop=TEXT ends a row
-before that text. What a model reads at once, its context, is the limit of prompt and length together; with rotary
-positions passes=[kv_cache] passes.kv_cache.window=N goes on without one.""",
+    "generate": """What a model reads at once, its context, is the limit of prompt and length together; with rotary positions
+passes=[kv_cache] passes.kv_cache.window=N goes on without one. model, data, passes, pipeline, runtime and seed are
+those of a run (--cfg job shows them).
+
+Texts:
+    prompt=TEXT: what to go on with. Given more than once, all prompts are gone on with in one batch.
+    stop=TEXT: a row ends before this text; given at most once.""",
     "export": """It takes the settings of a run (--cfg job shows them), applies the passes in their order, and shows how
 onnxruntime does with the file, by default outputs/models/NAME.onnx.""",
     "plot": """A and B are run folders, sweep folders or CSV files: of a run every step is a point, of a sweep

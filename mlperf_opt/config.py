@@ -13,7 +13,7 @@ import numpy as np
 
 from mlperf_opt.artifacts import load_weights
 from mlperf_opt.data import DATASETS, Dataset, load_data, on_demand
-from mlperf_opt.data.tokenizer import MOST_TOKENS
+from mlperf_opt.data.tokenizer import MOST_TOKENS, BpeTokenizer
 from mlperf_opt.errors import ArtifactError, ConfigError, PassError, did_you_mean
 from mlperf_opt.evaluate import MeasureSettings
 from mlperf_opt.graph import Graph
@@ -103,7 +103,7 @@ class TextSettings(DataSettings):
     tokenizer: Literal["char", "bpe"] = "char"
     vocabulary: int = 1024
     window: int | None = None
-    prompt: int = 16
+    prompt: int | None = None
     answer: int = 64
 
     def __post_init__(self) -> None:
@@ -111,8 +111,8 @@ class TextSettings(DataSettings):
             256 < self.vocabulary <= MOST_TOKENS, "vocabulary", self.vocabulary, f"257 to {MOST_TOKENS}, bytes and pairs"
         )
         require(self.window is None or self.window >= 2, "window", self.window, "a whole number >= 2")
-        for name in ("prompt", "answer"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number >= 1")
+        require(self.prompt is None or self.prompt >= 1, "prompt", self.prompt, "a whole number >= 1")
+        require(self.answer >= 1, "answer", self.answer, "a whole number >= 1")
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,11 @@ def data_settings(plain: Mapping[str, Any], model: ModelSettings) -> DataSetting
     if settings.name not in DATASETS:
         raise ConfigError(f"data.name={settings.name}: no such data set{did_you_mean(settings.name, DATASETS)}")
     if isinstance(settings, TextSettings) and settings.window is None:
-        return replace(settings, window=getattr(model.network, "context", None))
+        context = getattr(model.network, "context", None)
+        require(
+            context is None or context >= 2, "model.context", context, "a whole number >= 2, to read a text in windows of"
+        )
+        return replace(settings, window=context)
     return settings
 
 
@@ -266,8 +270,9 @@ def check_fit(graph: Graph, data: Dataset) -> None:
     )
     context = graph.context
     advice = ""
-    if data.tokenizer and data.task == "language":
-        advice = f": set model.vocabulary={data.tokenizer.size} (for bpe, data.vocabulary chooses the number), and train it"
+    if data.tokenizer:
+        chosen = " (for bpe, data.vocabulary chooses the number)" if isinstance(data.tokenizer, BpeTokenizer) else ""
+        advice = f": set model.vocabulary={data.tokenizer.size}{chosen}, and train it"
     if not fits or spec.dtype != str(inputs.dtype) or (context is not None and inputs.shape[1] > context):
         limit = f" of at most {context} tokens" if context is not None else ""
         given = f"{inputs.dtype}[N,{','.join(map(str, inputs.shape[1:]))}]"
@@ -275,9 +280,7 @@ def check_fit(graph: Graph, data: Dataset) -> None:
     for node in graph.consumers(name):
         symbols = graph.specs[node.inputs[1]].shape[0] if node.op == "embedding" else None
         if isinstance(symbols, int) and symbol >= symbols:
-            raise ConfigError(
-                f"model={graph.name} knows {symbols} symbols, but data={data.name} has symbol {symbol}{advice}"
-            )
+            raise ConfigError(f"model={graph.name} knows {symbols} symbols, but data={data.name} has {symbol + 1}{advice}")
     classes = output.shape[-1]
     if isinstance(classes, int) and klass >= classes:
         raise ConfigError(f"model={graph.name} has {classes} outputs, but data={data.name} has class {klass}{advice}")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from mlperf_opt.artifacts import save_arrays, save_graph
-from mlperf_opt.config import build_config, check_fit, check_seed, load, model_settings
+from mlperf_opt.config import build_config, check_fit, check_seed, data_settings, load, model_settings
 from mlperf_opt.data import Dataset, Split, load_data
-from mlperf_opt.errors import ArtifactError, ConfigError, PassError
+from mlperf_opt.errors import ArtifactError, ConfigError, DataError, PassError
 from mlperf_opt.graph import graph_hash
 from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.prune import Prune
@@ -252,8 +252,8 @@ def test_data_of_another_kind_is_refused(model, data, message):
     "sizes, message",
     [
         ({"context": 15}, "of at most 15 tokens, but data=reverse"),
-        ({"vocabulary": 26}, "^model=t knows 26 symbols, but data=reverse has symbol 26$"),
-        ({"vocabulary": 20}, "^model=t knows 20 symbols, but data=reverse has symbol 26$"),
+        ({"vocabulary": 26}, "^model=t knows 26 symbols, but data=reverse has 27: set model.vocabulary=27, and train it$"),
+        ({"vocabulary": 20}, "^model=t knows 20 symbols, but data=reverse has 27: set"),
     ],
 )
 def test_too_small_a_transformer_is_refused(sizes, message):
@@ -269,8 +269,35 @@ def test_a_vocabulary_of_another_size_than_that_of_the_byte_pairs_names_both_set
     graph = model_settings({**TRANSFORMER, "name": "t", "vocabulary": 200}).untrained(0)
     of_text = {"tokenizer": "bpe", "vocabulary": 258, "window": 8, "prompt": 3, "answer": 5}
     data = load_data("text", path=str(tmp_path / "a.txt"), **of_text)
-    with pytest.raises(ConfigError, match=r"set model\.vocabulary=258 \(for bpe, data\.vocabulary chooses the number\)"):
+    said = (
+        r"^model=t knows 200 symbols, but data=text has 258: set model\.vocabulary=258 \(for bpe, data\.vocabulary chooses"
+    )
+    with pytest.raises(ConfigError, match=said):
         check_fit(graph, data)
+    by_character = load_data("text", path=str(tmp_path / "a.txt"), **of_text | {"tokenizer": "char"})
+    with pytest.raises(ConfigError, match=r"^model=t has 200 outputs, but .* set model\.vocabulary=3, and train it$"):
+        check_fit(graph, by_character)
+
+
+def test_a_text_is_read_in_windows_of_the_context_with_a_prompt_that_leaves_room(tmp_path, monkeypatch):
+    """Only a prompt that the user gave is refused for a short window."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("abab " * 400)
+    plain = {"name": "text", "path": str(tmp_path / "a.txt")}
+
+    def prompt(context, **changed):
+        data = data_settings(plain | changed, model_settings({**TRANSFORMER, "context": context})).load()
+        assert data.calibration.inputs.shape[1] == context
+        return data.prompt, data.answer
+
+    assert [prompt(context) for context in (2, 16, 17, 90)] == [(1, 2), (15, 2), (16, 2), (16, 64)]
+    assert prompt(16, prompt=9) == (9, 8)
+    with pytest.raises(DataError, match=r"^data\.prompt=16: expected less than data\.window=16, the tokens"):
+        prompt(16, prompt=16)
+    with pytest.raises(ConfigError, match=r"^data\.prompt=0: expected a whole number >= 1$"):
+        prompt(16, prompt=0)
+    with pytest.raises(ConfigError, match=r"^model\.context=1: expected a whole number >= 2, to read a text in windows of"):
+        prompt(1)
 
 
 def test_too_few_outputs_are_refused():

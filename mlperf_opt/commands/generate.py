@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, replace
@@ -16,7 +17,7 @@ from mlperf_opt.composition import GENERATE, compose, expand, lint_folder, regis
 from mlperf_opt.config import RunConfig, build_config
 from mlperf_opt.data import Tokenizer, tokenizer_from_data
 from mlperf_opt.data.dataset import Array
-from mlperf_opt.errors import ConfigError, DataError
+from mlperf_opt.errors import ConfigError, DataError, did_you_mean
 from mlperf_opt.graph import Graph
 from mlperf_opt.measure import fix_threads
 from mlperf_opt.overrides import CommandLine
@@ -29,6 +30,8 @@ from mlperf_opt.steps import last_branch
 
 HELP = "go on with a text: generate model=NAME prompt=TEXT [length=200] [temperature=0]"
 _TEXTS = ("prompt", "stop")  # any signs: Hydra's grammar never sees them
+_SAMPLING = tuple(field.name for field in fields(SamplingSettings))
+_KEYS = (*_TEXTS, *_SAMPLING, "model", "data", "passes", "pipeline", "runtime", "seed")
 _QUOTED = 40  # characters of a prompt in an error
 
 
@@ -43,27 +46,45 @@ def run(line: CommandLine, console: Console) -> int:
         raise ConfigError("generate takes one model at a time, without -m")
     if line.config_dir is not None:
         lint_folder(line.config_dir)
+    _check_keys(line)
     register_pipelines(line)
     texts = {key: _texts(line, key) for key in _TEXTS}
-    (overrides,) = expand(replace(line, overrides=[w for w in line.overrides if w.partition("=")[0] not in _TEXTS]))
+    (overrides,) = expand(replace(line, overrides=[word for word in line.overrides if _key(word) not in _TEXTS]))
     plain = compose(GENERATE, overrides, line.config_dir)
-    names = [field.name for field in fields(SamplingSettings)]
-    settings = build_settings(SamplingSettings, {name: plain[name] for name in names if name in plain}, "")
-    config = build_config({key: value for key, value in plain.items() if key not in names} | {"measure": {}})
+    settings = build_settings(SamplingSettings, {name: plain[name] for name in _SAMPLING if name in plain}, "")
+    config = build_config({key: value for key, value in plain.items() if key not in _SAMPLING} | {"measure": {}})
     if line.show:
         console.print(to_yaml([plain | texts]), soft_wrap=True, end="")
         return 0
     if not texts["prompt"]:
         raise ConfigError("prompt: missing; give prompt=TEXT, more than once for several")
-    if len(texts["stop"]) > 1 or "" in texts["stop"]:
-        raise ConfigError("stop: expected one text that is not empty")
+    if len(texts["stop"]) > 1:
+        raise ConfigError(
+            f"stop: given {len(texts['stop'])} times, {' and '.join(map(_cut, texts['stop']))}; expected one text"
+        )
+    if "" in texts["stop"]:
+        raise ConfigError("stop= is empty: expected at least one symbol; without stop=TEXT a row ends after length tokens")
     with fix_threads(config.runtime.threads):
         _generate(config, settings, texts["prompt"], "".join(texts["stop"]), console)
     return 0
 
 
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+")
+
+
 def _texts(line: CommandLine, key: str) -> list[str]:
-    return [word.partition("=")[2] for word in line.overrides if word.partition("=")[0] == key]
+    return [word.partition("=")[2] for word in line.overrides if _key(word) == key]
+
+
+def _check_keys(line: CommandLine) -> None:
+    """Refuse what is no setting here: Hydra, which is asked next, doesn't know of the texts."""
+    for word in line.overrides:
+        key = _key(word).lstrip("~")
+        name = re.split(r"[./@:]", key)[0]
+        of_the_user = line.config_dir is not None and (line.config_dir / name).is_dir()
+        if name not in _KEYS and not of_the_user:
+            raise ConfigError(f"{key}: no such setting of generate{did_you_mean(name, _KEYS)}")
 
 
 def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str], stop: str, console: Console) -> None:

@@ -30,8 +30,9 @@ FILE = "tinyshakespeare.txt"
 _PART = 1 << 20  # bytes read at once
 _HELD_OUT = 20  # the last twentieth of the bytes is the test split, the one before it the calibration split
 _MOST_HELD_OUT = 1 << 20  # bytes: of a large text a twentieth would take hours to measure
+_PROMPT = 16  # tokens, unless the settings say
 _TOKENS, _ABOUT = ".tokens", ".json"
-_VERSION = 1  # raise when the same file and settings give other tokens
+_VERSION = 2  # raise when the same file and settings give other tokens
 _TOKEN = np.dtype("<u2")
 
 
@@ -67,7 +68,14 @@ class _Piece:
 
 
 def load_text(
-    root: str | None, *, path: str | None, tokenizer: Kind, vocabulary: int, window: int | None, prompt: int, answer: int
+    root: str | None,
+    *,
+    path: str | None,
+    tokenizer: Kind,
+    vocabulary: int,
+    window: int | None,
+    prompt: int | None,
+    answer: int,
 ) -> Dataset:
     """Read a text. Of its bytes the last 5 % are the test split and the 5 % before them the calibration split.
 
@@ -78,7 +86,8 @@ def load_text(
             learned from the training split alone.
         vocabulary: tokens of bpe.
         window: tokens of a sample: the model's context.
-        prompt, answer: see `Dataset`; the answer is shorter where the window leaves less room.
+        prompt, answer: see `Dataset`; a prompt of None has `_PROMPT` tokens. Where the window has less room that prompt is
+            shorter, and so is any answer.
 
     Returns:
         tokens: train a `Stream`; calibration and test windows (N, window) int64 side by side, in which each token of the
@@ -91,6 +100,8 @@ def load_text(
     file = _find(root, path)
     if window is None:
         raise DataError("data=text needs a model that reads tokens: data.window is its context")
+    if prompt is None:
+        prompt = min(_PROMPT, window - 1)
     if prompt >= window:
         raise DataError(
             f"data.prompt={prompt}: expected less than data.window={window}, the tokens that the model reads at once"
@@ -98,12 +109,14 @@ def load_text(
     try:
         pieces = _split(file)
         digest = hashlib.sha256()
-        for part in _Piece(file, 0, pieces[-1].end).data():
-            digest.update(part)
+        # read as text, which refuses what is none: byte pairs would be learned from any bytes
+        for part in (part for piece in pieces for part in piece.text()):
+            digest.update(part.encode())
         known, tokens = _tokens(file, pieces, digest.hexdigest(), tokenizer, vocabulary)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
     train, calibration, test = tokens
+    _check_length(file, window, len(train), min(len(calibration), len(test)))
     return Dataset(
         "text",
         "language",
@@ -145,13 +158,20 @@ def _split(file: Path) -> tuple[_Piece, _Piece, _Piece]:
     return train, calibration, test
 
 
+def _check_length(file: Path, window: int, train: int, held_out: int) -> None:
+    """Raise `DataError` unless there are a window to train on, with the token behind it, and two of each held-out split."""
+    largest = min(train, held_out) - 1
+    if window > largest:
+        smaller = f", or set data.window to at most {largest}" if largest >= 2 else ""
+        raise DataError(
+            f"{file} has {train:,} tokens to train on and {held_out:,} in a split held out, too few for data.window={window}"
+            f": give a longer text{smaller}"
+        )
+
+
 def _windows(before: Array, tokens: Array, window: int) -> Split:
     """Return windows side by side in which each of ``tokens`` is the target once, the first after the last of ``before``."""
     count = -(-len(tokens) // window)
-    if count < 2:
-        raise DataError(
-            f"{len(tokens)} tokens held out of the text are too few for two windows of {window}; give a longer text"
-        )
     inputs, targets = np.zeros(count * window, np.int64), np.full(count * window, -1, np.int64)
     inputs[0], inputs[1 : len(tokens)] = before[-1], tokens[:-1]
     targets[: len(tokens)] = tokens

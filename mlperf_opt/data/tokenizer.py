@@ -26,6 +26,9 @@ Kind = Literal["char", "bpe"]
 BYTES = 256
 MOST_TOKENS = 65_536  # ids fit two bytes
 _LONGEST = 1024  # bytes of a token: a file could otherwise double them with each merge
+# Bytes of a word, without its space: the time to learn grows with their square, and a text without blanks (DNA, base64)
+# would be one word. What is longer goes on as another word; prose with blanks has none.
+_LONGEST_WORD = 1024
 
 
 class Tokenizer(Protocol):
@@ -175,7 +178,8 @@ def learn_characters(text: Iterable[str]) -> CharTokenizer:
 def learn_pairs(data: Iterable[bytes], vocabulary: int) -> BpeTokenizer:
     """Return the tokenizer of ``vocabulary`` tokens that joins, again and again, the pair that occurs most.
 
-    Pairs are joined within words: a run of letters, digits or other signs, each with the space before it, or of blanks.
+    Pairs are joined within words: a run of letters, digits or other signs, each with the space before it, or of blanks; of a
+    run up to 1,024 bytes.
 
     Raises:
         ConfigError: the package `tokenizers` is not installed.
@@ -192,7 +196,10 @@ def learn_pairs(data: Iterable[bytes], vocabulary: int) -> BpeTokenizer:
     trained.train_from_iterator(map(_shown, data), trainer)
     found = BpeTokenizer(tuple(_merges(trained)))
     if found.size != vocabulary:
-        raise DataError(f"the text gives {found.size} tokens of byte pairs; expected {vocabulary}")
+        fewer = f"set data.vocabulary and model.vocabulary to at most {found.size}, or " if found.merges else ""
+        raise DataError(
+            f"data.vocabulary={vocabulary}: the text gives only {found.size} tokens of byte pairs; {fewer}give a longer text"
+        )
     return found
 
 
@@ -227,8 +234,9 @@ def _with_words(native: Native) -> Native:
     package = _package()
     letters, digits, blanks = _class(_bytes("[A-Za-z\x80-\xff]")), _class(_bytes("[0-9]")), _class(_bytes(r"\s"))
     space = _class(b" ")
-    words = [f"[{space}]?[{kind}]+" for kind in (letters, digits, f"^{letters}{digits}{blanks}")]
-    pattern = package.Regex("|".join([*words, f"[{blanks}]+"]))
+    run = f"{{1,{_LONGEST_WORD}}}"
+    words = [f"[{space}]?[{kind}]{run}" for kind in (letters, digits, f"^{letters}{digits}{blanks}")]
+    pattern = package.Regex("|".join([*words, f"[{blanks}]{run}"]))
     native.pre_tokenizer = package.pre_tokenizers.Split(pattern, behavior="isolated")
     return native
 

@@ -168,6 +168,18 @@ def test_everything_ends_once_all_rows_have_stopped(monkeypatch):
     assert len(steps) == 6, "HGFED and AHGFED"
 
 
+def test_an_added_prompt_is_a_prompt():
+    assert run(*REVERSE, "+prompt=ABCDEFGH|", "+stop=ED") == "ABCDEFGH|HGF\n"
+
+
+def test_a_group_of_the_users_own_may_be_added(tmp_path):
+    (tmp_path / "own" / "tone").mkdir(parents=True)
+    (tmp_path / "own" / "tone" / "dry.yaml").write_text("# @package _global_\nlength: 2\n")
+    assert run(*REVERSE[:1], "temperature=0", "--config-dir=own", "+tone=dry", "prompt=ABCDEFGH|") == "ABCDEFGH|HG\n"
+    with pytest.raises(ConfigError, match="tone: no such setting of generate"):
+        run(*REVERSE, "+tone=dry", "prompt=ABCDEFGH|")
+
+
 def test_a_configuration_is_shown():
     console = Console(file=io.StringIO(), width=100)
     assert generate.run(normalize(parse(["prompt=a: [b", "--cfg", "job"])), console) == 0
@@ -187,10 +199,25 @@ MISTAKES = [
     ("prompt=ab length=3 temperature=-1", "temperature=-1.0: expected 0, or 0.01 to 100"),
     ("prompt=ab length=3 top_p=0", "top_p=0.0: expected more than 0, at most 1"),
     ("prompt=ab length=3 top_k=1.5", "top_k=1.5: expected a whole number"),
-    ("prompt=ab length=3 stop=", "stop: expected one text that is not empty"),
-    ("prompt=ab length=3 stop=a stop=b", "stop: expected one text"),
+    ("prompt=ab length=3 stop=", "stop= is empty: expected at least one symbol"),
+    ("prompt=ab length=3 stop=a stop=b", "stop: given 2 times, a and b; expected one text"),
+    ("prompt=ab length=3 stop=a stop=", "stop: given 2 times"),
     ("prompt=ab lenght=3", "did you mean 'length'"),
-    ("prompt=ab length=3 measure.seconds=1", "measure"),
+    (
+        "promt=ab",
+        "promt: no such setting of generate; did you mean 'prompt'? (one of: data, length, model, passes, pipeline,",
+    ),
+    ("+promt=ab", "promt: no such setting of generate; did you mean 'prompt'?"),
+    ("prompt=ab stpo=a", "stpo: no such setting of generate; did you mean 'stop'?"),
+    ("prompt=ab pases=[quant]", "pases: no such setting of generate; did you mean 'passes'?"),
+    (
+        "prompt=ab pipelin=none",
+        "did you mean 'pipeline'? (one of: data, length, model, passes, pipeline, prompt, runtime, seed,",
+    ),
+    ("prompt=ab modl.layers=2", "modl.layers: no such setting of generate; did you mean 'model'?"),
+    ("prompt=ab model.layer=2", "model.layer: no such setting; did you mean 'layers'?"),
+    ("prompt=ab length=3 measure.seconds=1", "measure.seconds: no such setting of generate"),
+    ("prompt=ab hydra.run.dir=x", "hydra.run.dir: no such setting of generate"),
     ("prompt=ab length=3 passes=[kv_cash]", "did you mean 'kv_cache'"),
     ("-m prompt=ab length=3,4", "without -m"),
 ]
@@ -298,7 +325,7 @@ def test_a_file_without_a_tokenizer_takes_that_of_its_data():
 def test_help_explains_it(capsys):
     assert cli.main(["help", "generate"]) == 0
     text = capsys.readouterr().out
-    for word in ("prompt=TEXT", "stop=TEXT", "top_p", "temperature: 0.8", "length: 200"):
+    for word in ("\n    prompt=TEXT: ", "\n    stop=TEXT: ", "top_p", "temperature: 0.8", "length: 200"):
         assert word in text
     assert cli.main(["--help"]) == 0
     assert re.search(r"\n  generate +go on with a text", capsys.readouterr().out)

@@ -159,16 +159,50 @@ def test_a_path_wins_over_the_folder_and_the_folder_over_nothing(tmp_path, monke
         (b"", {}, "is empty; expected a text"),
         (b"abc\xff" * 400, {}, "is no UTF-8 text: invalid start byte near byte 3"),
         (b"abc " * 400 + b"\xe2\x82", {}, "is no UTF-8 text: unexpected end of data near byte 160"),
-        (b"abc " * 20, {}, "4 tokens held out of the text are too few for two windows of 8; give a longer text"),
+        (b"abc\xff" * 400, {"tokenizer": "bpe"}, "is no UTF-8 text: invalid start byte near byte 3"),
+        (b"abc " * 400 + b"\xe9", {"tokenizer": "bpe"}, "is no UTF-8 text: unexpected end of data near byte 1600"),
+        (b"a\xe9" * 9, {"tokenizer": "bpe", "vocabulary": 5000}, "is no UTF-8 text: invalid continuation byte near byte 1"),
+        (b"", {"window": 2, "prompt": None}, "is empty; expected a text"),
         (VERSE * 60, {"window": None}, "needs a model that reads tokens"),
         (VERSE * 60, {"prompt": 8}, "data.prompt=8: expected less than data.window=8"),
-        (VERSE, {"tokenizer": "bpe", "vocabulary": 5000}, "tokens of byte pairs; expected 5000"),
     ],
 )
 def test_what_is_no_text_is_refused(content, changed, message, tmp_path):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match="^[^\n]+$") as error:
         _load(tmp_path, content, **changed)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, changed, message",
+    [
+        ("abc " * 20, {}, "{} has 72 tokens to train on and 4 {}=8: give a longer text, or set data.window to at most 3"),
+        ("abc " * 15, {}, "{} has 54 tokens to train on and 3 {}=8: give a longer text, or set data.window to at most 2"),
+        ("abc " * 10, {}, "{} has 36 tokens to train on and 2 {}=8: give a longer text"),
+        ("x" * 30, {"window": 256}, "{} has 28 tokens to train on and 1 {}=256: give a longer text"),
+        ("x", {"window": 256}, "{} has 1 tokens to train on and 0 {}=256: give a longer text"),
+        (
+            "abc\n" * 99,
+            {"tokenizer": "bpe", "vocabulary": 5000},
+            "data.vocabulary=5000: the text gives only 258 tokens of byte pairs; "
+            "set data.vocabulary and model.vocabulary to at most 258, or give a longer text",
+        ),
+        (
+            "a\n" * 9,
+            {"tokenizer": "bpe", "vocabulary": 257},
+            "data.vocabulary=257: the text gives only 256 tokens of byte pairs; give a longer text",
+        ),
+    ],
+)
+def test_too_short_a_text_says_which_settings_it_fits(content, changed, message, tmp_path):
+    with pytest.raises(DataError) as error:
+        _load(tmp_path, content, **changed)
+    assert str(error.value) == message.format(tmp_path / "verse.txt", "in a split held out, too few for data.window")
+
+
+def test_the_largest_window_that_is_named_fits(tmp_path):
+    data = _load(tmp_path, "abc " * 20, window=3, prompt=None)
+    assert data.calibration.inputs.shape == data.test.inputs.shape == (2, 3) and data.prompt == 2
 
 
 @pytest.mark.parametrize("part", range(1, 8))
