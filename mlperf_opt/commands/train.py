@@ -122,7 +122,7 @@ def _train(
     path.parent.mkdir(parents=True, exist_ok=True)
     # a narrow bar: the text beside it must fit into 80 columns
     bar = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*bar, console=console) as progress:
+    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("training", total=None)
         known = ""
 

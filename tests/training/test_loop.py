@@ -63,6 +63,7 @@ def test_a_resumed_training_ends_in_the_same_bits(optimizer, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         train(network(), DIGITS, settings, seed=3, checkpoint=path, progress=stop)
+    assert path.exists()
     resumed = train(network(), DIGITS, settings, seed=3, checkpoint=path)
     assert resumed.history == whole.history
     assert graph_hash(resumed.graph) == graph_hash(whole.graph)
