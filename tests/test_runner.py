@@ -2,6 +2,7 @@
 
 import csv
 import json
+import signal
 from dataclasses import replace
 from functools import partial
 
@@ -411,7 +412,7 @@ def test_an_interrupted_training_goes_on_in_the_same_folder(start, tmp_path, uni
     def interrupt(line):
         show(line)
         if line.startswith(stop):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     run._show = interrupt
     with pytest.raises(KeyboardInterrupt):

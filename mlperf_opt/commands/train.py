@@ -25,11 +25,10 @@ from mlperf_opt.report import save_path, write_text
 from mlperf_opt.resources import resource_dir
 from mlperf_opt.runtimes import NUMPY
 from mlperf_opt.settings import build_settings
-from mlperf_opt.training import EpochReport, TrainSettings, check_trainable, train
+from mlperf_opt.training import EpochReport, StepReport, TrainSettings, check_trainable, train
 
 HELP = "train a network: train model=NAME [save=PATH] [train.epochs=...]"
 _KEYS = ("model", "data", "train", "seed", "save", "threads")
-_CHECKPOINT_SECONDS = 5.0
 
 
 def run(line: CommandLine, console: Console) -> int:
@@ -73,13 +72,11 @@ def run(line: CommandLine, console: Console) -> int:
     with fix_threads(1):
         try:
             trained = _train(graph, data, settings, seed, path, threads, console)
+            saved = save_graph(trained, path)
+            quality = Subject(trained, NUMPY, data, 1).quality
         except KeyboardInterrupt:
-            resumable = path.with_suffix(".checkpoint").exists()
-            advice = "the same command goes on from the checkpoint" if resumable else "no checkpoint was due yet"
-            raise KeyboardInterrupt(advice) from None
-        saved = save_graph(trained, path)
-        quality = Subject(trained, NUMPY, data, 1).quality
-    path.with_suffix(".checkpoint").unlink(missing_ok=True)
+            raise KeyboardInterrupt(_how_to_go_on(_checkpoint_path(path))) from None
+    _checkpoint_path(path).unlink(missing_ok=True)
     write_text(_readme_path(path), _readme(model, data, plain, trained, quality, saved.sha256, overrides))
     console.print(f"test {_worded(quality, data)}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
     console.print(f"written to {path} ({saved.file_bytes:,} bytes, sha256 {saved.sha256})", soft_wrap=True)
@@ -100,6 +97,16 @@ def _readme_path(path: Path) -> Path:
     return path.with_name("README.md" if path.stem == "weights" else f"{path.stem}.md")
 
 
+def _checkpoint_path(path: Path) -> Path:
+    return path.with_suffix(".checkpoint")
+
+
+def _how_to_go_on(checkpoint: Path) -> str:
+    if not checkpoint.exists():
+        return "no step was done yet"
+    return f"the same command goes on from the checkpoint {checkpoint}"
+
+
 def _is_ours(page: Path) -> bool:
     try:
         return re.match(r"# [a-z0-9_]+: \w+\n", page.read_text(encoding="utf-8", errors="replace")) is not None
@@ -113,29 +120,33 @@ def _train(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    bar = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*bar, console=console) as progress:
-        task = progress.add_task("training", total=settings.epochs)
+    # a narrow bar: the text beside it must fit into 80 columns
+    bar = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*bar, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("training", total=None)
+        known = ""
+
+        def move(step: StepReport) -> None:
+            progress.update(task, completed=step.step, total=step.steps, description=f"loss {step.loss:.4f}{known}")
 
         def report(epoch: EpochReport) -> None:
-            text = f"loss {epoch.loss:.4f} train {epoch.accuracy:6.2%}"
+            nonlocal known
+            known = f" train {epoch.accuracy:6.2%}"
             if data.task == "language":
                 nats = text_quality(NUMPY.prepare(epoch.graph), data.calibration).value
-                text = f"loss {epoch.loss:.4f} calibration {nats:.4f} nats"
-            progress.update(task, completed=epoch.epoch, description=text)
+                known = f" calibration {nats:.4f} nats"
             last = epoch.epoch == epoch.epochs
             if not console.is_terminal and (last or epoch.epoch % max(1, epoch.epochs // 10) == 0):
-                console.print(f"epoch {epoch.epoch}/{epoch.epochs} {text} {epoch.seconds:.2f} s")
+                console.print(f"epoch {epoch.epoch}/{epoch.epochs} loss {epoch.loss:.4f}{known} {epoch.seconds:.2f} s")
 
-        checkpoint = path.with_suffix(".checkpoint")
         return train(
             graph,
             data,
             settings,
             seed=seed,
             progress=report,
-            checkpoint=checkpoint,
-            checkpoint_seconds=_CHECKPOINT_SECONDS,
+            stepped=move if console.is_terminal else None,
+            checkpoint=_checkpoint_path(path),
             threads=threads,
         ).graph
 

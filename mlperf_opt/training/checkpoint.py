@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ _MEMORY = "memory/"
 class TrainState:
     """What training changes. Batch order and augmentation depend on (seed, epoch) alone, so no generator is kept.
 
+    It is whole between any two steps: from there training goes on to the same bits.
+
     Attributes:
         weights: float32 master copy of each trained weight.
         slots: the optimizer's memory of each.
@@ -32,6 +35,8 @@ class TrainState:
         rows: what was observed after each epoch.
         identity: hash of what is trained, on what and how; a checkpoint of something else is refused.
         memory: what the projection knows (see `Projection.refresh`).
+        loss_sum, hits, counted: of the samples of the epoch that was begun: the sum of their losses, targets predicted, and
+            targets that count.
     """
 
     weights: dict[str, Array]
@@ -42,6 +47,40 @@ class TrainState:
     rows: list[dict[str, Any]]
     identity: str
     memory: dict[str, Array] = field(default_factory=dict)
+    loss_sum: float = 0.0
+    hits: int = 0
+    counted: int = 0
+
+    def end_epoch(self, loss: float, row: dict[str, Any] | None) -> None:
+        """Note an epoch whose steps are all done."""
+        self.epoch += 1
+        self.history.append(loss)
+        self.rows += [] if row is None else [row]
+        self.loss_sum, self.hits, self.counted = 0.0, 0, 0
+
+
+class Keeper:
+    """Writes a checkpoint when one is due, at the end, and when training is to stop.
+
+    Args:
+        path: of the file; None for none.
+        seconds: from one to the next at the least.
+        stopping: whether training is to stop.
+    """
+
+    def __init__(self, path: Path | None, seconds: float, stopping: Callable[[], bool]) -> None:
+        self._path, self._seconds, self._stopping = path, seconds, stopping
+        self._saved = time.perf_counter()
+
+    def keep(self, state: TrainState, last: bool = False) -> None:
+        """Call it whenever ``state`` is whole. Raises `ArtifactError`, and `KeyboardInterrupt` where training is to stop."""
+        stopping = self._stopping()
+        due = stopping or last or time.perf_counter() - self._saved >= self._seconds
+        if self._path is not None and due:
+            save_checkpoint(self._path, state)
+            self._saved = time.perf_counter()
+        if stopping:
+            raise KeyboardInterrupt
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:
@@ -51,6 +90,7 @@ def save_checkpoint(path: Path, state: TrainState) -> None:
         arrays |= {f"slot/{slot}/{name}": array for slot, array in slots.items()}
     arrays |= {f"{_MEMORY}{name}": array for name, array in state.memory.items()}
     progress = {"epoch": state.epoch, "step": state.step, "history": state.history, "rows": state.rows}
+    progress |= {"loss_sum": state.loss_sum, "hits": state.hits, "counted": state.counted}
     text = json.dumps(progress)
     digest = _digest(arrays, text)
     save_arrays(path, arrays, {"identity": state.identity, "progress": text, "sha256": digest})
@@ -80,6 +120,9 @@ def load_checkpoint(path: Path, fresh: TrainState) -> TrainState:
             rows=[dict(row) for row in progress["rows"]],
             identity=fresh.identity,
             memory={name[len(_MEMORY) :]: array.copy() for name, array in stored.items() if name.startswith(_MEMORY)},
+            loss_sum=float(progress.get("loss_sum", 0.0)),  # older files lie between two epochs
+            hits=int(progress.get("hits", 0)),
+            counted=int(progress.get("counted", 0)),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise ArtifactError(f"{path} is a damaged checkpoint ({error})") from None

@@ -6,8 +6,9 @@ import hashlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,15 +17,17 @@ from numpy.typing import NDArray
 
 from mlperf_opt.data import Dataset, Loader
 from mlperf_opt.errors import ConfigError
-from mlperf_opt.graph import Graph, graph_hash
+from mlperf_opt.graph import Graph, Weight, graph_hash
 from mlperf_opt.settings import require
 from mlperf_opt.training.autodiff import arguments, gradients
-from mlperf_opt.training.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from mlperf_opt.training.checkpoint import Keeper, TrainState, load_checkpoint
 from mlperf_opt.training.dropout import check_dropout, droppable, factors
+from mlperf_opt.training.interrupts import held_interrupts
 from mlperf_opt.training.masters import gradient_of, master_of, real_values, stored
 from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
 from mlperf_opt.training.projection import Arrays, Free, Projection
+from mlperf_opt.training.reports import EpochReport, StepReport
 from mlperf_opt.training.schedules import cosine
 
 Array = NDArray[Any]
@@ -35,7 +38,7 @@ class TrainSettings:
     """How a network is trained.
 
     Attributes:
-        epochs: passes over the training split; between them lie reports, validation and checkpoints.
+        epochs: passes over the training split; between them lie reports and validation.
         steps: steps an epoch instead of a pass, for a long text; 0 for a pass.
         batch: samples a step.
         accumulate: parts in which a batch is computed, to save memory or to use threads; their gradients are summed.
@@ -88,27 +91,6 @@ class TrainSettings:
 
 
 @dataclass(frozen=True)
-class EpochReport:
-    """What is known after an epoch.
-
-    Attributes:
-        epoch, epochs: its number, and of how many.
-        loss, accuracy: mean loss, and share of targets predicted, over the batches as they were trained on.
-        seconds: what it took.
-        graph: the network as it would be returned now.
-        row: what was observed of it.
-    """
-
-    epoch: int
-    epochs: int
-    loss: float
-    accuracy: float
-    seconds: float
-    graph: Graph = field(repr=False)
-    row: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """What training leaves.
 
@@ -145,8 +127,9 @@ def train(
     objective: Objective = CROSS_ENTROPY,
     observe: Callable[[EpochReport], dict[str, Any]] | None = None,
     progress: Callable[[EpochReport], None] | None = None,
+    stepped: Callable[[StepReport], None] | None = None,
     checkpoint: Path | None = None,
-    checkpoint_seconds: float = 0.0,
+    checkpoint_seconds: float = 30.0,
     threads: int = 1,
 ) -> TrainResult:
     """Fit the graph's parameters to the training split. Quantized and float16 weights stay on their grid.
@@ -159,8 +142,10 @@ def train(
         projection: what the forward pass uses of the weights; None for all of them as they are.
         objective: the loss.
         observe: called after each epoch for a row of plain data (as of JSON), which the checkpoint and the result hold.
-        progress: called after each epoch, when its checkpoint is written.
-        checkpoint: written between epochs; where the file exists, training goes on from it to the same result.
+        progress: called after each epoch.
+        stepped: called after each step.
+        checkpoint: written between steps, at the end, and on Ctrl-C, which waits for the end of its step; where the file
+            exists, training goes on from it to the same result.
         checkpoint_seconds: time from one checkpoint to the next at the least.
         threads: for the parts of a batch (``accumulate``); the result doesn't depend on it.
 
@@ -168,6 +153,7 @@ def train(
         ConfigError: see `check_trainable`.
         ArtifactError: the checkpoint is damaged or of another training.
         GraphError: the graph can't be differentiated.
+        KeyboardInterrupt: Ctrl-C; what was done until then is in the checkpoint.
     """
     check_trainable(graph, settings)
     loader = Loader(data.train, settings.batch, seed, settings.shift, settings.steps)
@@ -175,25 +161,27 @@ def train(
     state = run.initial_state(f"{graph_hash(graph)} {data.sha256} {settings} {seed}")
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, state)
-    saved = time.perf_counter()
-    for epoch in range(state.epoch, settings.epochs):
-        started = time.perf_counter()
-        loss, accuracy = run.epoch(state)
-        state.epoch = epoch + 1
-        state.history.append(loss)
-        report = None
-        if observe is not None or progress is not None:
-            seconds = time.perf_counter() - started
-            report = EpochReport(epoch + 1, settings.epochs, loss, accuracy, seconds, run.result(state))
-        if observe is not None and report is not None:
-            report = replace(report, row=observe(report))
-            state.rows.append(report.row)
-        due = time.perf_counter() - saved >= checkpoint_seconds
-        if checkpoint is not None and (due or state.epoch == settings.epochs):
-            save_checkpoint(checkpoint, state)
-            saved = time.perf_counter()
-        if progress is not None and report is not None:
-            progress(report)
+    with held_interrupts() as stopping, ThreadPoolExecutor(threads) as pool:
+        keeper = Keeper(checkpoint, checkpoint_seconds, stopping)
+        while state.epoch < settings.epochs:
+            started = time.perf_counter()
+            # batches that were trained on before an interruption are drawn again, so that the draws behind them are the same
+            for inputs, targets in islice(loader.epoch(state.epoch), state.step - state.epoch * len(loader), None):
+                run.step(state, inputs, targets, pool)
+                if stepped is not None:
+                    stepped(StepReport(state.step, run.steps, state.loss_sum / run.seen(state)))
+                keeper.keep(state)
+            loss, report, row = state.loss_sum / loader.samples, None, None
+            if observe is not None or progress is not None:
+                numbers = (loss, state.hits / state.counted, time.perf_counter() - started)
+                report = EpochReport(state.epoch + 1, settings.epochs, *numbers, run.result(state))
+            if observe is not None and report is not None:
+                row = observe(report)
+                report = replace(report, row=row)
+            state.end_epoch(loss, row)
+            keeper.keep(state, last=state.epoch == settings.epochs)
+            if progress is not None and report is not None:
+                progress(report)
     return TrainResult(run.result(state), tuple(state.history), tuple(state.rows), state.weights, state.memory)
 
 
@@ -212,10 +200,30 @@ class _Training:
     def droppable(self) -> dict[str, int]:
         return droppable(self.graph)
 
+    @cached_property
+    def parameters(self) -> dict[str, Weight]:
+        return self.graph.parameters()
+
+    @cached_property
+    def penalised(self) -> list[str]:
+        return list(self.graph.matrices()) if self.settings.l1 else []
+
+    @cached_property
+    def optimizer(self) -> Optimizer:
+        return self.settings.make_optimizer()
+
+    @cached_property
+    def steps(self) -> int:
+        """Steps of all epochs."""
+        return len(self.loader) * self.settings.epochs
+
+    def seen(self, state: TrainState) -> int:
+        """Return how many samples of the epoch were trained on: all batches but the last of a pass are whole."""
+        return min((state.step - state.epoch * len(self.loader)) * self.settings.batch, self.loader.samples)
+
     def initial_state(self, identity: str) -> TrainState:
-        weights = {name: master_of(weight) for name, weight in self.graph.parameters().items()}
-        optimizer = self.settings.make_optimizer()
-        slots = {name: optimizer.init(weight) for name, weight in weights.items()}
+        weights = {name: master_of(weight) for name, weight in self.parameters.items()}
+        slots = {name: self.optimizer.init(weight) for name, weight in weights.items()}
         whole = f"{identity} {self.projection.identity} {self.objective.identity}"
         return TrainState(weights, slots, 0, 0, [], [], hashlib.sha256(whole.encode()).hexdigest())
 
@@ -224,34 +232,26 @@ class _Training:
         used = state.weights | self.projection.project(state.weights, state.memory) if state.step else state.weights
         return self.graph.with_weights({name: stored(self.graph.weights[name], array) for name, array in used.items()})
 
-    def epoch(self, state: TrainState) -> tuple[float, float]:
-        """Run one epoch in place on ``state``; return (mean loss, share of the counting targets predicted)."""
-        settings, optimizer = self.settings, self.settings.make_optimizer()
-        total = len(self.loader) * settings.epochs
-        warmup, stable = round(settings.warmup * total), round(settings.stable * total)
-        matrices = self.graph.matrices() if settings.l1 else {}
-        parameters = self.graph.parameters()
-        loss_sum = 0.0
-        hits = counted = 0
-        with ThreadPoolExecutor(self.threads) as pool:
-            for inputs, targets in self.loader.epoch(state.epoch):
-                if state.step == 0 or (self.projection.every and state.step % self.projection.every == 0):
-                    state.memory = self.projection.refresh(state.weights, state.memory, state.step, total)
-                used = state.weights | self.projection.project(state.weights, state.memory)
-                loss, right, grads = self._gradients(arguments(self.graph, used), inputs, targets, state.step, pool)
-                for name in matrices:
-                    grads[name] += settings.l1 * np.sign(real_values(parameters[name], state.weights[name]))
-                grads = {name: gradient_of(parameters[name], gradient) for name, gradient in grads.items()}
-                if settings.clip:
-                    clip_by_global_norm(grads, settings.clip)
-                state.step += 1
-                lr = cosine(state.step, total, warmup, settings.lr, settings.floor * settings.lr, stable)
-                for name, weight in state.weights.items():
-                    optimizer.update(weight, grads[name], state.slots[name], lr, state.step)
-                hits += right
-                counted += int((targets >= 0).sum())
-                loss_sum += loss * len(inputs)
-        return loss_sum / self.loader.samples, hits / counted
+    def step(self, state: TrainState, inputs: Array, targets: Array, pool: ThreadPoolExecutor) -> None:
+        """Run one step in place on ``state``, which is not whole until it returns."""
+        settings, parameters = self.settings, self.parameters
+        if state.step == 0 or (self.projection.every and state.step % self.projection.every == 0):
+            state.memory = self.projection.refresh(state.weights, state.memory, state.step, self.steps)
+        used = state.weights | self.projection.project(state.weights, state.memory)
+        loss, right, grads = self._gradients(arguments(self.graph, used), inputs, targets, state.step, pool)
+        for name in self.penalised:
+            grads[name] += settings.l1 * np.sign(real_values(parameters[name], state.weights[name]))
+        grads = {name: gradient_of(parameters[name], gradient) for name, gradient in grads.items()}
+        if settings.clip:
+            clip_by_global_norm(grads, settings.clip)
+        state.step += 1
+        warmup, stable = round(settings.warmup * self.steps), round(settings.stable * self.steps)
+        lr = cosine(state.step, self.steps, warmup, settings.lr, settings.floor * settings.lr, stable)
+        for name, weight in state.weights.items():
+            self.optimizer.update(weight, grads[name], state.slots[name], lr, state.step)
+        state.hits += right
+        state.counted += int((targets >= 0).sum())
+        state.loss_sum += loss * len(inputs)
 
     def _gradients(
         self, weights: Arrays, inputs: Array, targets: Array, step: int, pool: ThreadPoolExecutor

@@ -1,8 +1,8 @@
 """Ctrl-C: one line, exit 130, whole files only; and training goes on to the weights that it would have had."""
 
+import json
 import signal
 import subprocess
-import sys
 import time
 
 import pandas as pd
@@ -10,6 +10,7 @@ import pytest
 from cli_process import command, environment, leftovers
 
 from mlperf_opt import cli
+from mlperf_opt.artifacts import load_metadata
 from mlperf_opt.commands import train as train_command
 from mlperf_opt.training import EpochReport
 from mlperf_opt.training import loop as loop_module
@@ -17,10 +18,10 @@ from mlperf_opt.training import loop as loop_module
 pytestmark = pytest.mark.cli
 
 
-def interrupted_when(folder, words, condition):
+def interrupted_when(folder, words, condition, stdout=subprocess.DEVNULL, **changes):
     """Start a command, send SIGINT once ``condition()`` holds, and return (status, stderr)."""
     process = subprocess.Popen(
-        words, cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        words, cwd=folder, env=environment(**changes), stdout=stdout, stderr=subprocess.PIPE, text=True
     )
     end = time.monotonic() + 60
     while not condition() and process.poll() is None and time.monotonic() < end:
@@ -58,31 +59,31 @@ def test_a_sweep_keeps_its_finished_jobs(tmp_path):
 
 
 def test_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
-    """A checkpoint after each epoch instead of each few seconds, or the test would take long."""
-    settings = ["model=mlp", "train.epochs=100"]
-    code = "import sys; from mlperf_opt import cli; from mlperf_opt.commands import train; train._CHECKPOINT_SECONDS = 0;"
-    words = [sys.executable, "-c", f"{code} sys.exit(cli.main(sys.argv[1:]))", "train", *settings, "save=a/w.safetensors"]
-    checkpoint = tmp_path / "a" / "w.checkpoint"
-    status, err = interrupted_when(tmp_path, words, checkpoint.exists)
+    """Interrupted as soon as a line is shown, seconds before a checkpoint would be due."""
+    settings, shown = ["model=mlp", "train.epochs=100"], tmp_path / "shown"
+    with shown.open("w") as stdout:
+        words = command("train", *settings, "save=a/w.safetensors")
+        status, err = interrupted_when(tmp_path, words, lambda: "epoch" in shown.read_text(), stdout, PYTHONUNBUFFERED="1")
     assert status == 130
-    assert err == "interrupted: the same command goes on from the checkpoint\n"
+    assert err == "interrupted: the same command goes on from the checkpoint a/w.checkpoint\n"
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["w.checkpoint"]
+    assert 0 < json.loads(load_metadata(tmp_path / "a" / "w.checkpoint")["progress"])["step"] < 3200
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", *settings, "save=a/w.safetensors"]) == 0
     assert cli.main(["train", *settings, "save=b/w.safetensors"]) == 0
     assert (tmp_path / "a" / "w.safetensors").read_bytes() == (tmp_path / "b" / "w.safetensors").read_bytes()
-    assert not checkpoint.exists()
+    assert not (tmp_path / "a" / "w.checkpoint").exists()
 
 
 @pytest.fixture
 def stops_after(monkeypatch):
-    """Return a function: from now on training is interrupted when it reports that epoch."""
+    """Return a function: from now on Ctrl-C comes when that epoch is reported."""
     healthy = loop_module.EpochReport
 
     def arm(last):
         def report(epoch, *rest):
             if epoch == last:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             return healthy(epoch, *rest)
 
         monkeypatch.setattr(loop_module, "EpochReport", report)
@@ -92,7 +93,6 @@ def stops_after(monkeypatch):
 
 def test_what_was_trained_otherwise_is_not_gone_on_with(tmp_path, monkeypatch, capsys, stops_after):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train_command, "_CHECKPOINT_SECONDS", 0.0)
     words = ["train", "model=mlp", "save=w.safetensors"]
     stops_after(3)
     assert cli.main([*words, "train.epochs=6"]) == 130
@@ -106,9 +106,31 @@ def test_what_was_trained_otherwise_is_not_gone_on_with(tmp_path, monkeypatch, c
     assert not (tmp_path / "w.safetensors").exists()
 
 
-def test_without_a_checkpoint_nothing_is_promised(tmp_path, monkeypatch, capsys, stops_after):
+def test_without_a_checkpoint_nothing_is_promised(tmp_path, monkeypatch, capsys):
+    """Before the first step there is none."""
+
+    def interrupted(*_arguments, **_settings):
+        raise KeyboardInterrupt
+
     monkeypatch.chdir(tmp_path)
-    stops_after(2)
+    monkeypatch.setattr(train_command, "train", interrupted)
     assert cli.main(["train", "model=mlp", "train.epochs=6", "save=w.safetensors"]) == 130
-    assert capsys.readouterr().err == "interrupted: no checkpoint was due yet\n"
+    assert capsys.readouterr().err == "interrupted: no step was done yet\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_while_the_result_is_measured(tmp_path, monkeypatch, capsys):
+    """Trained it is, and it is not trained again."""
+
+    def interrupted(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    words = ["train", "model=mlp", "train.epochs=2", "save=w.safetensors"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "Subject", interrupted)
+        assert cli.main(words) == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on from the checkpoint w.checkpoint\n"
+    monkeypatch.setattr(loop_module._Training, "step", interrupted)
+    assert cli.main(words) == 0
+    assert not (tmp_path / "w.checkpoint").exists() and (tmp_path / "w.safetensors").exists()

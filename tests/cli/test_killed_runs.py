@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from cli_process import FAST, command, environment, leftovers, run
+from cli_process import FAST, command_saving_often, environment, leftovers, run
 
 from mlperf_opt import cli
 from mlperf_opt.training import loop
@@ -34,7 +34,7 @@ def files(folder):
 def stop_when(folder, words, condition, number):
     """Start a command, send it signal ``number`` once ``condition()`` holds, and return whether that stopped it."""
     process = subprocess.Popen(
-        command(*words), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command_saving_often(*words), cwd=folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     end = time.monotonic() + 60
     while not condition() and process.poll() is None and time.monotonic() < end:
@@ -70,13 +70,13 @@ def test_stopped_in_the_middle_of_a_training(straight, tmp_path, monkeypatch, nu
     assert stop_when(tmp_path, words, (folder / f"{step}.checkpoint").exists, number)
     assert not (folder / f"{step}.safetensors").exists(), "it was in the middle of it"
     monkeypatch.chdir(tmp_path)
-    trained, epoch = [], loop._Training.epoch
+    trained, one = [], loop._Training.step
 
-    def count(training, state):
-        trained.append(state.epoch)
-        return epoch(training, state)
+    def count(training, state, *batch):
+        trained.append(state.step)
+        return one(training, state, *batch)
 
-    monkeypatch.setattr(loop._Training, "epoch", count)
+    monkeypatch.setattr(loop._Training, "step", count)
     assert cli.main(words) == 0
     assert files(folder) == straight
     assert trained[0] > 0, "it went on, and didn't start again"

@@ -1,6 +1,7 @@
 """Pruning while training: the schedules and the score by hand, what the ramp promises, and that it is worth it."""
 
 import math
+import signal
 
 import numpy as np
 import pytest
@@ -177,11 +178,12 @@ def test_interrupted_it_goes_on_to_the_same_bits(cnn, tmp_path):
 
     def stop(line):
         if line.startswith("epoch 3/"):
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     path = tmp_path / "state.checkpoint"
     with pytest.raises(KeyboardInterrupt):
         step(graph, PassContext(data, 0, NUMPY, stop, checkpoint=path))
+    assert path.exists()
     resumed = step(graph, PassContext(data, 0, NUMPY, checkpoint=path)).graph
     assert graph_hash(resumed) == graph_hash(straight)
 

@@ -1,5 +1,6 @@
 """The training loop: learns, keeps zeros, resumes to the same bits."""
 
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -58,10 +59,11 @@ def test_a_resumed_training_ends_in_the_same_bits(optimizer, tmp_path):
 
     def stop(report):
         if report.epoch == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         train(network(), DIGITS, settings, seed=3, checkpoint=path, progress=stop)
+    assert path.exists()
     resumed = train(network(), DIGITS, settings, seed=3, checkpoint=path)
     assert resumed.history == whole.history
     assert graph_hash(resumed.graph) == graph_hash(whole.graph)

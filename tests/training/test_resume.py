@@ -1,5 +1,7 @@
 """Exact resume: an interrupted training that goes on from its checkpoint ends in the same bits."""
 
+import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +13,7 @@ from mlperf_opt.data import Dataset, Split
 from mlperf_opt.errors import ArtifactError
 from mlperf_opt.graph import Affine, Weight, graph_hash
 from mlperf_opt.networks import DigitMLP, SimpleCNN
-from mlperf_opt.training import Frozen, TrainSettings, loop, train
+from mlperf_opt.training import Frozen, TrainSettings, checkpoint, train
 
 NETWORK = SimpleCNN(image=(1, 4, 4), channels=(2,), classes=3)
 
@@ -27,9 +29,11 @@ def _graph(seed=0):
 
 
 def _interrupt_after(epochs):
+    """Ctrl-C while an epoch is reported: one step of the next is done, and kept."""
+
     def progress(report):
         if report.epoch == epochs:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
 
     return progress
 
@@ -52,28 +56,6 @@ def test_stopped_and_resumed_equals_straight_through(optimizer, stops, tmp_path)
     assert [report.epoch for report in seen] == list(range(stops[-1] + 1, 7))
     assert graph_hash(resumed.graph) == graph_hash(straight.graph)
     assert resumed.history == straight.history and len(straight.history) == 6
-
-
-@pytest.mark.parametrize("batches", [1, 4, 8])
-def test_interrupted_within_an_epoch_goes_on_from_the_epoch_before(batches, monkeypatch, tmp_path):
-    """Three batches an epoch: the one that was cut short is done again, from its start."""
-    straight = train(_graph(), _images(), SETTINGS, seed=5)
-    path, left = tmp_path / "state.checkpoint", [batches]
-
-    def interrupted(*arguments):
-        left[0] -= 1
-        if left[0] < 0:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    real = loop.gradients
-    monkeypatch.setattr(loop, "gradients", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path)
-    monkeypatch.setattr(loop, "gradients", real)
-    assert path.exists() == (batches >= 3)
-    resumed = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path)
-    assert graph_hash(resumed.graph) == graph_hash(straight.graph) and resumed.history == straight.history
 
 
 def test_masters_of_quantized_weights_are_resumed_unrounded(tmp_path):
@@ -111,20 +93,26 @@ def test_rows_of_the_epochs_before_a_resume_are_kept(stops, tmp_path):
     assert resumed.rows == straight.rows and len({row["hash"] for row in resumed.rows}) == 6
 
 
-def test_an_epoch_whose_observation_is_interrupted_is_done_again_as_a_whole(tmp_path):
-    """Its checkpoint would lack its row."""
+@pytest.mark.parametrize("seconds, done", [(0, 9), (3600, None)])
+def test_an_observation_that_fails_is_made_again(seconds, done, tmp_path):
+    """All steps of its epoch may be in the checkpoint already; its row is not."""
 
-    def interrupted(report):
+    def failing(report):
         if report.epoch == 3:
-            raise KeyboardInterrupt
+            raise RuntimeError("full")
         return _row(report)
 
     straight = train(_graph(), _images(), SETTINGS, seed=5, observe=_row)
     path = tmp_path / "state.checkpoint"
-    with pytest.raises(KeyboardInterrupt):
-        train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, observe=interrupted)
+    with pytest.raises(RuntimeError):
+        train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, checkpoint_seconds=seconds, observe=failing)
+    assert (_steps(path) if path.exists() else None) == done
     resumed = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, observe=_row)
     assert resumed.rows == straight.rows and graph_hash(resumed.graph) == graph_hash(straight.graph)
+
+
+def _steps(path):
+    return json.loads(load_metadata(path)["progress"])["step"]
 
 
 def test_a_finished_training_is_only_read(tmp_path):
@@ -135,12 +123,34 @@ def test_a_finished_training_is_only_read(tmp_path):
     assert again.rows == done.rows and len(done.rows) == 6
 
 
-def test_checkpoints_keep_their_distance_in_time(tmp_path):
-    """The last one is always written: in a pipeline a later step may be interrupted."""
+@pytest.mark.parametrize("seconds, written", [(0, range(1, 18)), (3600, [])])
+def test_checkpoints_keep_their_distance_in_time(seconds, written, tmp_path):
+    """Within an epoch too. The last one is always written: in a pipeline a later step may be interrupted."""
     path, seen = tmp_path / "state.checkpoint", []
-    settings = {"checkpoint": path, "checkpoint_seconds": 3600, "progress": lambda _report: seen.append(path.exists())}
+    settings = {"checkpoint": path, "checkpoint_seconds": seconds}
+    settings["stepped"] = lambda _report: seen.append(_steps(path)) if path.exists() else None
     train(_graph(), _images(), SETTINGS, seed=5, **settings)
-    assert seen == [False] * 5 + [True]
+    assert seen == list(written) and _steps(path) == 18
+
+
+def test_a_checkpoint_between_epochs_of_an_older_version_is_taken(tmp_path):
+    """It knows nothing of an epoch that was begun."""
+    straight, path, steps = train(_graph(), _images(), SETTINGS, seed=5), tmp_path / "state.checkpoint", []
+
+    def fail(report):
+        if report.epoch == 2:
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, checkpoint_seconds=0, progress=fail)
+    arrays, metadata = load_arrays(path), load_metadata(path)
+    progress = json.loads(metadata["progress"])
+    assert [progress.pop(name) for name in ("loss_sum", "hits", "counted")] == [0, 0, 0]
+    text = json.dumps(progress)
+    save_arrays(path, arrays, metadata | {"progress": text, "sha256": checkpoint._digest(arrays, text)})
+    resumed = train(_graph(), _images(), SETTINGS, seed=5, checkpoint=path, stepped=lambda r: steps.append(r.step))
+    assert graph_hash(resumed.graph) == graph_hash(straight.graph) and resumed.history == straight.history
+    assert steps == list(range(7, 19))
 
 
 OTHERS = {

@@ -1,4 +1,4 @@
-"""Steps of a long text, parts of a batch, threads: what changes nothing, and what an interruption may not change."""
+"""Steps of a long text, parts of a batch, threads: what changes nothing."""
 
 from dataclasses import replace
 
@@ -33,21 +33,6 @@ def test_an_epoch_of_a_stream_has_so_many_steps_and_learns():
     result = train(_graph(), _text(), replace(SETTINGS, epochs=40, dropout=0.0), seed=1, progress=seen.append)
     assert [report.epoch for report in seen] == list(range(1, 41))
     assert result.history[0] > 1.5 and abs(result.history[-1] - np.log(2)) < 0.25, "two successors, equally likely"
-
-
-def test_an_interrupted_stream_goes_on_to_the_same_bits(tmp_path):
-    """An epoch is no pass over the text: the checkpoint lies within one."""
-    straight = train(_graph(), _text(), SETTINGS, seed=5)
-    path = tmp_path / "state.checkpoint"
-
-    def stop(report):
-        if report.epoch == 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(_graph(), _text(), SETTINGS, seed=5, checkpoint=path, progress=stop)
-    resumed = train(_graph(), _text(), SETTINGS, seed=5, checkpoint=path)
-    assert graph_hash(resumed.graph) == graph_hash(straight.graph) and resumed.history == straight.history
 
 
 def _gradients(monkeypatch, graph, data, settings):

@@ -1,0 +1,37 @@
+"""Ctrl-C while something changes in place: it waits for a moment at which everything is whole."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def held_interrupts() -> Iterator[Callable[[], bool]]:
+    """Hold back the first Ctrl-C within the block; what is yielded tells whether it came.
+
+    The block should then come to an end soon; `KeyboardInterrupt` is raised behind it at the latest, and at once at a second
+    Ctrl-C. Outside of the main thread, and where a program has a handler of its own, nothing is held back.
+    """
+    healthy = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not healthy:
+        yield lambda: False
+        return
+    came = False
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        if came:
+            healthy(number, frame)
+        came = True
+
+    try:
+        signal.signal(signal.SIGINT, hold)
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, healthy)
+    if came:
+        raise KeyboardInterrupt
