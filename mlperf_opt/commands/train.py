@@ -28,6 +28,7 @@ from mlperf_opt.settings import build_settings
 from mlperf_opt.training import EpochReport, StepReport, TrainSettings, check_trainable, train
 
 HELP = "train a network: train model=NAME [save=PATH] [train.epochs=...]"
+_SAME_RECIPE = ("model", "seed", "save", "threads", "data.root")  # what the reasons for a recipe are true beside
 _KEYS = ("model", "data", "train", "seed", "save", "threads")
 
 
@@ -177,7 +178,8 @@ def _readme(
     length = data.calibration.inputs.shape[1] if data.calibration.inputs.ndim == 2 else 1
     flops = 2 * graph.macs({"N": 1, "T": length})
     recipe = "\n".join(f"- {key}: {value}" for key, value in plain["train"].items())
-    why = " ".join(_reasons(model.name))
+    as_shipped = all(word.partition("=")[0] in _SAME_RECIPE for word in overrides)
+    why = " ".join(_reasons(model.name)) if as_shipped else f"Settings of conf/train/{model.name}.yaml, changed as below."
     command = shlex.join(["python", "-m", "mlperf_opt", "train", *overrides])
     return f"""# {model.name}: {model.family}
 

@@ -62,3 +62,13 @@ def test_elsewhere_every_tenth_of_the_epochs_is_a_line(run, moves):
     assert [line.split()[1] for line in lines] == [f"{epoch}/20" for epoch in range(2, 21, 2)]
     assert all(re.fullmatch(r"epoch \d+/20 loss \d\.\d{4} train +\d+\.\d\d% \d+\.\d\d s", line) for line in lines)
     assert moves == []
+
+
+def test_a_page_tells_how_its_own_recipe_was_chosen(run, tmp_path):
+    """The reasons for ours, which speak of steps and minutes, aren't those for settings of the user's."""
+    reasons = " ".join(command._reasons("mlp"))
+    run(["model=mlp", "seed=1"], terminal=False)
+    assert reasons and reasons in (tmp_path / "w.md").read_text(encoding="utf-8")
+    run(["model=mlp", "train.epochs=1"], terminal=False)
+    changed = (tmp_path / "w.md").read_text(encoding="utf-8")
+    assert reasons not in changed and "\nSettings of conf/train/mlp.yaml, changed as below.\n\n- epochs: 1\n" in changed
