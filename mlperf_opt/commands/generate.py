@@ -14,7 +14,7 @@ from rich.console import Console
 
 from mlperf_opt.artifacts import is_model_file, load_graph
 from mlperf_opt.composition import GENERATE, compose, expand, lint_folder, register_pipelines, to_yaml
-from mlperf_opt.config import RunConfig, build_config
+from mlperf_opt.config import RunConfig, build_config, check_fit
 from mlperf_opt.data import Tokenizer, tokenizer_from_data
 from mlperf_opt.data.dataset import Array
 from mlperf_opt.errors import ConfigError, DataError, did_you_mean
@@ -65,7 +65,8 @@ def run(line: CommandLine, console: Console) -> int:
     if "" in texts["stop"]:
         raise ConfigError("stop= is empty: expected at least one symbol; without stop=TEXT a row ends after length tokens")
     with fix_threads(config.runtime.threads):
-        _generate(config, settings, texts["prompt"], "".join(texts["stop"]), console)
+        graph = _network(config, line)
+        _generate(config, graph, settings, texts["prompt"], "".join(texts["stop"]), console)
     return 0
 
 
@@ -87,9 +88,10 @@ def _check_keys(line: CommandLine) -> None:
             raise ConfigError(f"{key}: no such setting of generate{did_you_mean(name, _KEYS)}")
 
 
-def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str], stop: str, console: Console) -> None:
+def _generate(
+    config: RunConfig, graph: Graph, settings: SamplingSettings, prompts: list[str], stop: str, console: Console
+) -> None:
     runtime = config.runtime.runtime
-    graph = _network(config)
     tokenizer = _tokenizer(config, graph)
     ids = [_encoded(prompt, tokenizer) for prompt in prompts]
     # a window may lift the limit of the context, which only the graph behind the passes knows
@@ -131,10 +133,11 @@ def _generate(config: RunConfig, settings: SamplingSettings, prompts: list[str],
     )
 
 
-def _network(config: RunConfig) -> Graph:
-    """What passes begin with; without any, the model in the file as it is, quantized or with a cache, of whatever sizes."""
+def _network(config: RunConfig, line: CommandLine) -> Graph:
+    """The model that the settings describe; where only a file is given, what is in it: quantized, cached, of any sizes."""
+    described = {_key(word) for word in line.overrides if _key(word).startswith("model")} - {"model.weights"}
     path = config.model.weights
-    if path is not None and not config.steps and is_model_file(Path(path)):
+    if path is not None and not config.steps and not described and is_model_file(Path(path)):
         return load_graph(Path(path))
     return config.model.trained()
 
@@ -143,11 +146,13 @@ def _tokenizer(config: RunConfig, graph: Graph) -> Tokenizer:
     if graph.tokenizer is not None:
         return tokenizer_from_data(graph.tokenizer)
     # a file without one: `transformer`, or plain tensors; the data set knows what the tokens stand for
-    reads_tokens = all(spec.dtype == "int64" for spec in graph.inputs.values())
-    found = config.data.load().tokenizer if reads_tokens else None
-    if found is None:
+    if any(spec.dtype != "int64" for spec in graph.inputs.values()):
         raise ConfigError(f"model={graph.name} reads no text, so it can't go on with a prompt; chargpt and transformer do")
-    return found
+    data = config.data.load()
+    check_fit(graph, data)
+    if data.tokenizer is None:
+        raise ConfigError(f"data={data.name} is no text, and the file of model={graph.name} doesn't say what its tokens are")
+    return data.tokenizer
 
 
 def _encoded(prompt: str, tokenizer: Tokenizer) -> Array:
@@ -240,7 +245,7 @@ def _show(readers: list[_Reader], console: Console, last: bool = False) -> None:
         text += "".join(f"\n\n{reader.take()}" for reader in readers[1:]) + "\n\n"
     if text:  # not by the console, which takes three times as long for a token as the network
         file = console.file
-        file.write(_visible(text) if console.is_terminal else _encodable(text, getattr(file, "encoding", None) or "utf-8"))
+        file.write(_encodable(_visible(text) if console.is_terminal else text, getattr(file, "encoding", None) or "utf-8"))
         file.flush()
 
 

@@ -77,8 +77,8 @@ def run(line: CommandLine, console: Console) -> int:
             quality = Subject(trained, NUMPY, data, 1).quality
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_go_on(_checkpoint_path(path))) from None
-    _checkpoint_path(path).unlink(missing_ok=True)
     write_text(_readme_path(path), _readme(model, data, plain, trained, quality, saved.sha256, overrides))
+    _checkpoint_path(path).unlink(missing_ok=True)
     console.print(f"test {_worded(quality, data)}; trained in {time.perf_counter() - started:.1f} s", soft_wrap=True)
     console.print(f"written to {path} ({saved.file_bytes:,} bytes, sha256 {saved.sha256})", soft_wrap=True)
     return 0
@@ -104,7 +104,7 @@ def _checkpoint_path(path: Path) -> Path:
 
 def _how_to_go_on(checkpoint: Path) -> str:
     if not checkpoint.exists():
-        return "no step was done yet"
+        return "no checkpoint was written"
     return f"the same command goes on from the checkpoint {checkpoint}"
 
 

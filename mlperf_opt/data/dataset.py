@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -143,11 +143,11 @@ class Dataset:
 
 
 def on_demand(load: Callable[[], Dataset]) -> Dataset:
-    """Return a data set that is loaded when something of it is first looked at."""
+    """Return what stands for a data set that is loaded, once, when something of it is first looked at."""
+    loaded = cache(load)
 
     class OnDemand:
         def __getattr__(self, name: str) -> Any:
-            self.__dict__.update(vars(data := load()))
-            return getattr(data, name)
+            return getattr(loaded(), name)
 
     return cast(Dataset, OnDemand())

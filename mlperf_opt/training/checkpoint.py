@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from mlperf_opt.artifacts import load_arrays, load_metadata, save_arrays
 from mlperf_opt.errors import ArtifactError
+from mlperf_opt.training.interrupts import held_interrupts
 from mlperf_opt.training.optimizers import Slots
 
 Array = NDArray[Any]
@@ -60,27 +62,43 @@ class TrainState:
 
 
 class Keeper:
-    """Writes a checkpoint when one is due, at the end, and when training is to stop.
+    """Writes checkpoints of a state: those that are due, one at the end, and one where training is interrupted.
 
     Args:
         path: of the file; None for none.
         seconds: from one to the next at the least.
-        stopping: whether training is to stop.
+        state: what is kept.
     """
 
-    def __init__(self, path: Path | None, seconds: float, stopping: Callable[[], bool]) -> None:
-        self._path, self._seconds, self._stopping = path, seconds, stopping
-        self._saved = time.perf_counter()
+    def __init__(self, path: Path | None, seconds: float, state: TrainState) -> None:
+        self._path, self._seconds, self._state = path, seconds, state
+        self._saved, self._whole = time.perf_counter(), True
 
-    def keep(self, state: TrainState, last: bool = False) -> None:
-        """Call it whenever ``state`` is whole. Raises `ArtifactError`, and `KeyboardInterrupt` where training is to stop."""
-        stopping = self._stopping()
-        due = stopping or last or time.perf_counter() - self._saved >= self._seconds
-        if self._path is not None and due:
-            save_checkpoint(self._path, state)
+    def __enter__(self) -> Keeper:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is KeyboardInterrupt and self._whole:
+            with suppress(ArtifactError):  # the interrupt is what is told; whoever tells it looks for the file
+                self._save()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Within the block the state isn't whole: Ctrl-C waits for its end; after a second one nothing more is written."""
+        with held_interrupts():
+            self._whole = False
+            yield
+            self._whole = True
+
+    def keep(self, last: bool = False) -> None:
+        """Write what is due. Raises `ArtifactError`."""
+        if last or time.perf_counter() - self._saved >= self._seconds:
+            self._save()
+
+    def _save(self) -> None:
+        if self._path is not None:
+            save_checkpoint(self._path, self._state)
             self._saved = time.perf_counter()
-        if stopping:
-            raise KeyboardInterrupt
 
 
 def save_checkpoint(path: Path, state: TrainState) -> None:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 
 @contextmanager
-def held_interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold back the first Ctrl-C within the block; what is yielded tells whether it came.
+def held_interrupts() -> Iterator[None]:
+    """Hold back the first Ctrl-C within the block, which should be short: `KeyboardInterrupt` is raised behind it.
 
-    The block should then come to an end soon; `KeyboardInterrupt` is raised behind it at the latest, and at once at a second
-    Ctrl-C. Outside of the main thread, and where a program has a handler of its own, nothing is held back.
+    It is raised at once at a second Ctrl-C, and instead of an error that leaves the block. Outside of the main thread, and
+    where a program has a handler of its own, nothing is held back.
     """
     healthy = signal.default_int_handler
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not healthy:
-        yield lambda: False
+        yield
         return
     came = False
 
@@ -30,7 +30,11 @@ def held_interrupts() -> Iterator[Callable[[], bool]]:
 
     try:
         signal.signal(signal.SIGINT, hold)
-        yield lambda: came
+        yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         signal.signal(signal.SIGINT, healthy)
     if came:

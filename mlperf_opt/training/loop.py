@@ -22,7 +22,6 @@ from mlperf_opt.settings import require
 from mlperf_opt.training.autodiff import arguments, gradients
 from mlperf_opt.training.checkpoint import Keeper, TrainState, load_checkpoint
 from mlperf_opt.training.dropout import check_dropout, droppable, factors
-from mlperf_opt.training.interrupts import held_interrupts
 from mlperf_opt.training.masters import gradient_of, master_of, real_values, stored
 from mlperf_opt.training.objective import CROSS_ENTROPY, Objective
 from mlperf_opt.training.optimizers import SGD, Adam, Optimizer, clip_by_global_norm
@@ -161,16 +160,16 @@ def train(
     state = run.initial_state(f"{graph_hash(graph)} {data.sha256} {settings} {seed}")
     if checkpoint is not None and checkpoint.exists():
         state = load_checkpoint(checkpoint, state)
-    with held_interrupts() as stopping, ThreadPoolExecutor(threads) as pool:
-        keeper = Keeper(checkpoint, checkpoint_seconds, stopping)
+    with Keeper(checkpoint, checkpoint_seconds, state) as keeper, ThreadPoolExecutor(threads) as pool:
         while state.epoch < settings.epochs:
             started = time.perf_counter()
             # batches that were trained on before an interruption are drawn again, so that the draws behind them are the same
             for inputs, targets in islice(loader.epoch(state.epoch), state.step - state.epoch * len(loader), None):
-                run.step(state, inputs, targets, pool)
+                with keeper.changing():
+                    run.step(state, inputs, targets, pool)
                 if stepped is not None:
                     stepped(StepReport(state.step, run.steps, state.loss_sum / run.seen(state)))
-                keeper.keep(state)
+                keeper.keep()
             loss, report, row = state.loss_sum / loader.samples, None, None
             if observe is not None or progress is not None:
                 numbers = (loss, state.hits / state.counted, time.perf_counter() - started)
@@ -178,8 +177,9 @@ def train(
             if observe is not None and report is not None:
                 row = observe(report)
                 report = replace(report, row=row)
-            state.end_epoch(loss, row)
-            keeper.keep(state, last=state.epoch == settings.epochs)
+            with keeper.changing():
+                state.end_epoch(loss, row)
+            keeper.keep(last=state.epoch == settings.epochs)
             if progress is not None and report is not None:
                 progress(report)
     return TrainResult(run.result(state), tuple(state.history), tuple(state.rows), state.weights, state.memory)

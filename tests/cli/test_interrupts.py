@@ -115,7 +115,7 @@ def test_without_a_checkpoint_nothing_is_promised(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(train_command, "train", interrupted)
     assert cli.main(["train", "model=mlp", "train.epochs=6", "save=w.safetensors"]) == 130
-    assert capsys.readouterr().err == "interrupted: no step was done yet\n"
+    assert capsys.readouterr().err == "interrupted: no checkpoint was written\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,9 +13,10 @@ from mlperf_opt import cli
 from mlperf_opt.artifacts import save_graph
 from mlperf_opt.commands import generate, optimize
 from mlperf_opt.data.tokenizer import CharTokenizer
-from mlperf_opt.errors import ConfigError, DataError, MlperfOptError, PassError
+from mlperf_opt.errors import ArtifactError, ConfigError, DataError, MlperfOptError, PassError
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.overrides import normalize, parse
+from mlperf_opt.resources import resource_dir
 
 pytestmark = pytest.mark.integration
 
@@ -103,6 +104,33 @@ def test_the_file_of_a_step_is_gone_on_with_as_it_ships(passes):
     )
     last = sorted(Path("run").glob("*.safetensors"))[-1]
     assert run(f"model.weights={last}", *words) == run(*made, *words)
+
+
+def test_settings_beside_a_file_are_not_ignored():
+    """They describe the model then: the file must fit them, and a longer context is one."""
+    made = [word for word in _weights(CHAR, positions="sinusoidal") if word != "model.positions=learned"]
+    words = [*made, "prompt=ab", "temperature=0"]
+    only = ["model.weights=weights.safetensors", "prompt=ab", "temperature=0"]
+    with pytest.raises(ConfigError, match="context of chargpt is"):
+        run(*only, "length=60")
+    longer = run(*words, "model.context=99", "length=60")
+    assert len(longer) == 63 and longer.startswith(run(*only, "length=6").rstrip("\n"))
+    with pytest.raises(ArtifactError, match="trained with heads=2; the network has heads=1"):
+        run(*words, "model.heads=1", "length=3")
+    with pytest.raises(ArtifactError, match="lacks"):
+        run(*only, "model=mlp", "length=3")
+
+
+@pytest.mark.parametrize("passes", ["[]", "[kv_cache]"])
+def test_a_file_without_a_tokenizer_must_fit_its_data(passes):
+    """Letters of another alphabet would be nonsense: whose letters they are is looked up, whatever the passes look at."""
+    with pytest.raises(ConfigError, match=r"model=transformer .* data=text"):
+        run("model=transformer", "data=text", "data.path=abc.txt", "prompt=ab", f"passes={passes}")
+    words = ["prompt=ABCDEFGH|", "length=8", "temperature=0"]
+    file = resource_dir("models") / "transformer" / "weights.safetensors"
+    with pytest.raises(ConfigError, match=r"model=transformer .* data=text"):
+        run(f"model.weights={file}", "data.path=abc.txt", "data.window=16", *words)
+    assert run(f"model.weights={file}", "data=reverse", *words) == "ABCDEFGH|HGFEDCBA\n"
 
 
 def test_a_cache_changes_nothing():

@@ -62,6 +62,7 @@ def test_what_is_not_shown_on_a_terminal_is_written_as_it_is(tmp_path):
         ("utf-8", False, b"a\r\n\tb\x1b[31m\\udcff\xe2\x82\xac"),
         ("latin-1", False, b"a\r\n\tb\x1b[31m\\udcff\\u20ac"),
         ("utf-8", True, b"a\\r\n\tb\\x1b[31m\\udcff\xe2\x82\xac"),
+        ("ascii", True, b"a\\r\n\tb\\x1b[31m\\udcff\\u20ac"),
     ):
         with (tmp_path / "shown").open("w", encoding=encoding, newline="") as file:
             reader = generate._Reader(CharTokenizer(" ,abc"), prompt, "")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlperf_opt.data import Loader, Split, load_data, random_crop
+from mlperf_opt.data import Loader, Split, load_data, on_demand, random_crop
 from mlperf_opt.data.idx import load_idx, parse_idx
 from mlperf_opt.errors import ConfigError, DataError
 
@@ -105,3 +105,21 @@ def test_crops_reach_every_corner():
         assert (crops[:, 0] == wanted).all(axis=(1, 2)).any()
     with pytest.raises(DataError, match="does not fit"):
         random_crop(image, (41, 16), 4, np.random.default_rng(0))
+
+
+def test_data_on_demand_is_loaded_once_when_it_is_looked_at():
+    """An attempt that fails leaves nothing behind: the next one says the same."""
+    calls, real = [], load_data("digits")
+
+    def load():
+        calls.append(len(calls))
+        if len(calls) == 1:
+            raise DataError("missing")
+        return real
+
+    data = on_demand(load)
+    assert calls == []
+    with pytest.raises(DataError, match="missing"):
+        len(data.test)
+    assert data.test is real.test and data.sha256 == real.sha256 and data.held_out("calibration") is real.calibration
+    assert data.largest == real.largest and calls == [0, 1]

@@ -10,8 +10,9 @@ import pytest
 
 from mlperf_opt.artifacts import load_metadata, save_graph
 from mlperf_opt.data import Dataset, Split, Stream
+from mlperf_opt.errors import ArtifactError
 from mlperf_opt.networks import MinimalTransformer, SimpleCNN
-from mlperf_opt.training import TrainSettings, loop, train
+from mlperf_opt.training import TrainSettings, checkpoint, loop, train
 from mlperf_opt.training.interrupts import held_interrupts
 from mlperf_opt.training.projection import Free
 
@@ -142,12 +143,37 @@ def test_a_second_one_is_raised_at_once_and_leaves_no_half_step(straight, interr
     assert _trained("images", tmp_path, checkpoint=path, observe=_row) == straight["images"]
 
 
-def test_without_a_checkpoint_the_step_is_finished_too(interrupts, tmp_path):
+def test_without_a_checkpoint_the_step_is_finished_too(interrupts, monkeypatch, tmp_path):
     interrupts(5)
-    steps = []
+    steps, healthy = [], loop._Training.step
+    monkeypatch.setattr(loop._Training, "step", lambda *given: healthy(*given) or steps.append(given[1].step))
     with pytest.raises(KeyboardInterrupt):
-        _trained("images", tmp_path, stepped=lambda report: steps.append(report.step))
+        _trained("images", tmp_path)
     assert steps == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("where", ["observe", "progress", "stepped"])
+@pytest.mark.parametrize("case", CASES)
+def test_between_steps_it_is_raised_at_once_and_all_that_was_done_is_kept(case, where, straight, tmp_path):
+    """A validation may take minutes: nobody waits for its end, and neither does a second Ctrl-C lose a step."""
+    path, after = tmp_path / "state.checkpoint", []
+
+    def stop(report):
+        if report.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+            after.append("went on")
+        return _row(report)
+
+    def stop_step(report):
+        if report.step == 8:
+            signal.raise_signal(signal.SIGINT)
+            after.append("went on")
+
+    watching = {"observe": _row} | {where: stop_step if where == "stepped" else stop}
+    with pytest.raises(KeyboardInterrupt):
+        _trained(case, tmp_path, checkpoint=path, **watching)
+    assert _steps(path) == 8 and not after
+    assert _trained(case, tmp_path, checkpoint=path, observe=_row) == straight[case]
 
 
 def test_the_loss_of_a_step_is_the_mean_of_its_epoch_so_far(straight, tmp_path):
@@ -160,20 +186,34 @@ def test_the_loss_of_a_step_is_the_mean_of_its_epoch_so_far(straight, tmp_path):
 
 def test_ctrl_c_is_raised_behind_the_block_at_the_latest():
     reached = []
-    with pytest.raises(KeyboardInterrupt), held_interrupts() as came:
-        assert not came()
+    with pytest.raises(KeyboardInterrupt), held_interrupts():
         signal.raise_signal(signal.SIGINT)
-        assert came()
         reached.append(True)
     assert reached == [True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_error_in_the_block_is_not_hidden_by_it():
-    with pytest.raises(RuntimeError, match="full"), held_interrupts():
+def test_an_error_in_the_block_does_not_swallow_it():
+    """A sweep would go on with its next job."""
+    with pytest.raises(KeyboardInterrupt) as interrupted, held_interrupts():
         signal.raise_signal(signal.SIGINT)
         raise RuntimeError("full")
+    assert str(interrupted.value.__cause__) == "full"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(RuntimeError, match="full"), held_interrupts():
+        raise RuntimeError("full")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_hide_it(interrupts, monkeypatch, tmp_path):
+    interrupts(5)
+    monkeypatch.setattr(checkpoint, "save_arrays", _full)
+    with pytest.raises(KeyboardInterrupt):
+        _trained("images", tmp_path, checkpoint=tmp_path / "state.checkpoint")
+
+
+def _full(*_given):
+    raise ArtifactError("No space left on device")
 
 
 def test_a_handler_of_the_program_is_left_alone():
@@ -181,9 +221,9 @@ def test_a_handler_of_the_program_is_left_alone():
     signal.signal(signal.SIGINT, lambda number, _frame: seen.append(number))
     try:
         own = signal.getsignal(signal.SIGINT)
-        with held_interrupts() as came:
+        with held_interrupts():
             signal.raise_signal(signal.SIGINT)
-            assert not came() and seen == [signal.SIGINT]
+            assert seen == [signal.SIGINT]
         assert signal.getsignal(signal.SIGINT) is own
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
