@@ -2,6 +2,7 @@
 
 import ast
 import os
+import shutil
 import subprocess
 import sys
 
@@ -51,24 +52,37 @@ def test_a_program_waits_for_its_own_kernels_alone_and_once(tmp_path):
     assert ast.literal_eval(printed) == {opcodes.RELU: 1, opcodes.COPY: 1}
 
 
-@pytest.mark.parametrize("suffix, length", [(".nbi", 0), (".nbi", 10), (".nbc", 0), (".nbc", 1000)])
-def test_damaged_files_are_made_again(tmp_path, suffix, length):
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A cache in which all that `_RELU` needs is compiled."""
+    cache = tmp_path_factory.mktemp("filled")
+    _run(_RELU, cache)
+    return cache
+
+
+@pytest.mark.parametrize(
+    "suffix, length",
+    [
+        pytest.param(".nbi", 0, marks=pytest.mark.slow),
+        pytest.param(".nbi", 10, id="a part of the index"),
+        pytest.param(".nbc", 0, id="no code"),
+        pytest.param(".nbc", 1000, marks=pytest.mark.slow),
+        pytest.param(".nbc", None, id="no file"),
+    ],
+)
+def test_damaged_files_are_made_again_and_whoever_waits_is_told(filled, tmp_path, suffix, length):
     """What a machine leaves that loses its power while it writes."""
-    _run(_RELU, tmp_path)
-    for path in tmp_path.rglob(f"*{suffix}"):
-        path.write_bytes(path.read_bytes()[:length])
-    printed, logged = _run(_RELU, tmp_path)
-    assert ast.literal_eval(printed) == {opcodes.RELU: 0, opcodes.COPY: 0} and logged.count(_TOLD) == 1
-    printed, logged = _run(_RELU, tmp_path)
-    assert ast.literal_eval(printed) == {opcodes.RELU: 1, opcodes.COPY: 1} and logged == ""
-
-
-def test_lost_files_are_made_again_and_whoever_waits_is_told(tmp_path):
-    _run(_RELU, tmp_path)
-    for path in tmp_path.rglob("*.nbc"):
+    cache = tmp_path / "cache"
+    shutil.copytree(filled, cache)
+    for path in cache.rglob(f"*{suffix}"):
+        content = path.read_bytes()
         path.unlink()
-    _, logged = _run(_RELU, tmp_path)
-    assert logged.count(_TOLD) == 1
+        if length is not None:
+            path.write_bytes(content[:length])
+    printed, logged = _run(_RELU, cache)
+    assert ast.literal_eval(printed) == {opcodes.RELU: 0, opcodes.COPY: 0} and logged.count(_TOLD) == 1
+    printed, logged = _run(_RELU, cache)
+    assert ast.literal_eval(printed) == {opcodes.RELU: 1, opcodes.COPY: 1} and logged == ""
 
 
 _THREADS = """
