@@ -31,7 +31,7 @@ def kernel(*signatures: str) -> Callable[[F], F]:
 
     def decorate(function: F) -> F:
         compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
-        if signatures:
+        if signatures and not config.DISABLE_JIT:  # else it is the function itself
             _use_cache(compiled)
             for signature in signatures:
                 _load(compiled, signature)

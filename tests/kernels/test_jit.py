@@ -169,3 +169,11 @@ def test_generating_takes_less_than_300_mb_the_first_time_too(shakespeare, tmp_p
     assert _kept(tmp_path), "it was compiled here"
     used = int(printed.splitlines()[-1]) * 1024
     assert used < 300e6, f"{used:,} bytes"
+
+
+def test_without_compilation_the_coder_of_files_is_plain_python():
+    """numba's own switch, for whoever looks for a mistake: what reads and writes files works, only slowly."""
+    code = "from mlperf_opt.artifacts import context_kernel as k; print(type(k.code_number).__name__)"
+    env = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert result.stdout == "function\n", result.stderr
