@@ -54,7 +54,7 @@ class StateSession:
         time = tokens.shape[1]
         if time < 1:
             raise SessionError("the prompt is empty: it must hold at least one token")
-        counts = np.full(self._batch, time, np.int64) if lengths is None else np.asarray(lengths, np.int64)
+        counts = np.full(self._batch, time, np.int64) if lengths is None else np.asarray(lengths, np.int64, order="C")
         if counts.shape != (self._batch,):
             raise SessionError(f"prefill takes one length per row ({self._batch}), got {counts.shape}")
         for row, count in enumerate(counts.tolist()):

@@ -185,16 +185,32 @@ class CompiledExecutable:
             worker = Worker(self._program, self._constants, state, length)
         vocabulary, position = self._out_row[-1], list(state).index(POSITION)
 
-        here, added = np.zeros(batch, np.int64), np.zeros(batch, np.int64)
-        held, new = here.ctypes.data, added.ctypes.data
+        # A step's weights throw what Python needs out of the CPU's caches, so that each call of numpy's costs microseconds:
+        # the arrays of one token are made once, and addresses are asked for where an array is another one than before.
+        token, made = np.zeros((batch, 1), np.int64), np.zeros((batch, 1, vocabulary), np.float32)
+        token_, made_ = token.reshape(-1).view(np.float32), made.reshape(-1)
+        here = added = token
+        held = new = 0
 
         def run(tokens: Array, lengths: Array, now: list[Array]) -> tuple[Array, list[Array]]:
+            nonlocal here, added, held, new
+            if now[position] is not here:
+                here = now[position]
+                held = here.ctypes.data
+            if lengths is not added:
+                added, new = lengths, lengths.ctypes.data
             rows, time = tokens.shape
-            here[:], added[:] = now[position], lengths
-            out = np.empty((rows, time, vocabulary), np.float32)
-            if not machine.run(worker.address, tokens.ravel().view(np.float32), out.reshape(-1), new, held, 0, rows, time):
+            if time == 1:
+                token[:] = tokens
+                known = machine.run(worker.address, token_, made_, new, held, 0, rows, 1)
+                out = made.copy()
+            else:
+                out = np.empty((rows, time, vocabulary), np.float32)
+                x = tokens.ravel().view(np.float32)
+                known = machine.run(worker.address, x, out.reshape(-1), new, held, 0, rows, time)
+            if not known:
                 check_tokens(self.graph, tokens)  # says which
-            now[position] = here + added
+            here += lengths
             return out, now
 
         return run

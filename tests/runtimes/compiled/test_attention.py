@@ -181,3 +181,18 @@ def test_a_state_has_room_for_any_number_of_layers(layers):
     tokens = np.random.default_rng(2).integers(0, 27, (2, 6))
     expected, actual = (chosen.prepare(graph).start(2, 8).prefill(tokens) for chosen in (NUMPY, runtime()))
     check_same(actual, expected, exact=False, floor=1e-4)
+
+
+def test_lengths_may_lie_anywhere():
+    """A part of another array, and the same array with other numbers the next time."""
+    graph = _network(7, True, 2, 8, 40)
+    tokens = np.random.default_rng(8).integers(0, 27, (3, 3, 6))
+    expected, actual = (chosen.prepare(graph).start(3, 40) for chosen in (NUMPY, runtime()))
+    table, reused = np.array([[2, 1, 1], [5, 6, 1], [4, 3, 1]]), np.empty(3, np.int64)
+    for part, column, other in zip(tokens, range(3), ([4, 2, 6], [1, 3, 2], [2, 2, 2]), strict=True):
+        for session in (expected, actual):
+            session.prefill(part, table[:, column])
+        reused[:] = other
+        found = [session.prefill(part, reused) for session in (actual, expected)]
+        check_same(*found, exact=False, floor=1e-5)
+        np.testing.assert_array_equal(actual.positions, expected.positions)
