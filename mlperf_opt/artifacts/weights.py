@@ -121,7 +121,7 @@ def _check_names(found: Iterable[str], needed: Iterable[str]) -> None:
 
 def _check_nodes(found: Graph, needed: Graph) -> None:
     """Weights don't show how many heads they make, or which of two positions without weights they were trained with."""
-    (theirs, ours) = ({n.op.removesuffix("_positions") for n in g.nodes} & _POSITIONS for g in (found, needed))
+    theirs, ours = ({n.op.removesuffix("_positions") for n in g.nodes} & _POSITIONS for g in (found, needed))
     if theirs != ours:
         made, has = (" and ".join(sorted(kinds)) or "no" for kinds in (theirs, ours))
         raise ArtifactError(f"it was trained with {made} positions; the network has {has} positions")

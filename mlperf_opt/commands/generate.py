@@ -243,7 +243,7 @@ def _show(readers: list[_Reader], console: Console, last: bool = False) -> None:
     text = readers[0].take()
     if last:
         text += "".join(f"\n\n{reader.take()}" for reader in readers[1:]) + "\n\n"
-    if text:  # not by the console, which takes three times as long for a token as the network
+    if text:  # not by the console, which takes longer for a token than the network
         file = console.file
         file.write(_encodable(_visible(text) if console.is_terminal else text, getattr(file, "encoding", None) or "utf-8"))
         file.flush()

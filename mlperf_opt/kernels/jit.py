@@ -79,7 +79,7 @@ def addresses(operations: Iterable[Operation]) -> list[int]:
     def tell() -> None:
         if not told:
             _LOG.info("compiling kernels of the compiled runtime: some seconds, kept for the next time")
-        told.append(True)
+            told.append(True)
 
     with _LOCK:
         return [each.ready(tell) for each in operations]

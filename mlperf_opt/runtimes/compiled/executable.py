@@ -188,7 +188,7 @@ class CompiledExecutable:
         # A step's weights throw what Python needs out of the CPU's caches, so that each call of numpy's costs microseconds:
         # the arrays of one token are made once, and addresses are asked for where an array is another one than before.
         token, made = np.zeros((batch, 1), np.int64), np.zeros((batch, 1, vocabulary), np.float32)
-        token_, made_ = token.reshape(-1).view(np.float32), made.reshape(-1)
+        token_flat, made_flat = token.reshape(-1).view(np.float32), made.reshape(-1)
         here = added = token
         held = new = 0
 
@@ -202,7 +202,7 @@ class CompiledExecutable:
             rows, time = tokens.shape
             if time == 1:
                 token[:] = tokens
-                known = machine.run(worker.address, token_, made_, new, held, 0, rows, 1)
+                known = machine.run(worker.address, token_flat, made_flat, new, held, 0, rows, 1)
                 out = made.copy()
             else:
                 out = np.empty((rows, time, vocabulary), np.float32)
