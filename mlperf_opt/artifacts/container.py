@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import safetensors  # noqa: TID251
 from numpy.typing import NDArray
+from safetensors.numpy import save  # noqa: TID251
 
 from mlperf_opt.errors import ArtifactError
 
@@ -65,13 +66,12 @@ def to_bytes(content: Content) -> bytes:
     for name, array in content.tensors.items():
         if str(array.dtype) not in _WRITABLE:
             raise ArtifactError(f"tensor {name!r}: a file can't hold the dtype {array.dtype}")
-        data = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).tobytes()
-        tensors[name] = {"dtype": str(array.dtype), "shape": array.shape, "data": data}
+        tensors[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
     if _METADATA in tensors:
         raise ArtifactError(f"{_METADATA!r} can't be the name of a tensor")
     try:
         # None: of an empty mapping the library makes a header that is no JSON
-        data = bytes(safetensors.serialize(tensors, dict(content.metadata) or None))
+        data = save(tensors, dict(content.metadata) or None)
     except (safetensors.SafetensorError, ValueError) as error:
         raise ArtifactError(f"safetensors refuses the tensors: {error}") from None
     # The library orders the metadata by a hash that differs from process to process: write the header again, sorted.
