@@ -75,12 +75,12 @@ def node_call(graph: Graph, node: str, rows: int, isa: Isa = "auto") -> tuple[Ca
     np.testing.assert_allclose(executable(x), NUMPY.prepare(graph)(x), rtol=1e-4, atol=1e-3)  # nobody times a broken kernel
     out = np.empty(x.size + rows * 4096, np.float32)  # more than any node of these graphs leaves
     given = x.reshape(-1)
-    machine.run(worker.address, given, out, 0, 0, 0, rows, 1)  # leaves what the node reads
+    machine.run_arrays(worker.address, given, out, 0, rows, 1)  # leaves what the node reads
     repeat = _REPEATS if rows < _REPEAT_FROM else 1
     job = worker.part(program.spans[_reader(program.graph, f"{node}.weight")], repeat)
 
     def run(_kept: Any = (worker, executable)) -> None:
-        machine.run(job, given, out, 0, 0, 0, rows, 1)
+        machine.run_arrays(job, given, out, 0, rows, 1)
 
     return run, repeat
 
@@ -100,13 +100,13 @@ def attention_call(positions: int) -> tuple[Callable[[], None], int, int]:
         if array.dtype == np.float32:
             array[:] = np.random.default_rng(0).standard_normal(array.shape)
     worker = Worker(executable._program, executable._constants, state, positions)
-    token, out = np.zeros(2, np.float32), np.empty(TRANSFORMER.vocabulary, np.float32)  # the token 0 is the same in int64
+    token, out = np.zeros(1, np.int64), np.empty(TRANSFORMER.vocabulary, np.float32)
     lengths, held = np.ones(1, np.int64), np.full(1, positions - 1, np.int64)
-    places = (lengths.ctypes.data, held.ctypes.data)
-    machine.run(worker.address, token, out, *places, 0, 1, 1)
+    addresses = tuple(array.ctypes.data for array in (token, out, lengths, held))
+    machine.run(worker.part(slice(None)), *addresses, 0, 1, 1)
     job = worker.part(executable._program.spans["layer1.attention"], _REPEATS)
 
-    def run(_kept: Any = (worker, state, lengths, held, executable)) -> None:
-        machine.run(job, token, out, *places, 0, 1, 1)
+    def run(_kept: Any = (worker, state, token, out, lengths, held, executable)) -> None:
+        machine.run(job, *addresses, 0, 1, 1)
 
     return run, _REPEATS, 2 * 4 * TRANSFORMER.dim * positions

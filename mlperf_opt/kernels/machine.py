@@ -18,12 +18,13 @@ from mlperf_opt.kernels.emit import I64, at, instruction, ir
 from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, SEQUENCE, TIME, WIDTH, field
 from mlperf_opt.kernels.jit import addresses, kernel
 from mlperf_opt.kernels.opcodes import OUT_OF_RANGE
-from mlperf_opt.kernels.simd import store_int
+from mlperf_opt.kernels.simd import load_int, store_int
 
 _INSTRUCTION_BYTES = 8 * WIDTH
 # A job: what `run` wants to know, as int64 at these places.
-PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP, KERNEL_TABLE = range(7)
-JOB_WIDTH = 7
+# MOVES_ON is 1 where the sequences hold their new places afterwards, 0 for a part of a program.
+PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP, KERNEL_TABLE, MOVES_ON = range(8)
+JOB_WIDTH = 8
 
 KERNELS = {
     opcodes.PRODUCT: product.product,
@@ -68,29 +69,29 @@ def _call(b: Any, kernel_: Any, instruction_: Any, memories: Any, rows: Any) -> 
     return b.call(at(b, kernel_, ir.FunctionType(I64, [I64] * 3)), [instruction_, memories, rows])
 
 
-@kernel("boolean(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64, int64, int64)")
+@kernel("boolean(int64, int64, int64, int64, int64, int64, int64, int64)")
 def run(job, x, out, lengths, positions, first, last, time):
     """Run a program on the sequences ``first`` to ``last`` of a batch, a chunk at a time.
 
     Args:
         job: address of JOB_WIDTH int64.
-        x: the batch: float32, or int64 tokens seen as float32.
-        out: room for the outputs.
+        x: address of the batch: float32, or int64 tokens.
+        out: address of room for the outputs.
         lengths: address of the new places of each sequence, int64, with a cache.
         positions: address of the places that each sequence holds, int64, with a cache.
         first, last: sequences (rows, where there is no time).
         time: rows of a sequence, 1 where there is no time.
 
     Returns:
-        False for a token id that is out of range: nothing was read or written beside the tables.
+        False for a token id that is out of range: nothing was read or written beside the tables, and no position moved.
     """
-    program, count, memories = field(job, PROGRAM), field(job, COUNT), field(job, MEMORY_TABLE)
+    program, count, memories, start = field(job, PROGRAM), field(job, COUNT), field(job, MEMORY_TABLE), first
     kernels, chunk = field(job, KERNEL_TABLE), max(1, field(job, CHUNK) // time)
     store_int(memories + 8 * TIME, time)
     while first < last:
         now = min(chunk, last - first)
-        store_int(memories + 8 * INPUT, x.ctypes.data + first * time * field(job, INPUT_STEP))
-        store_int(memories + 8 * OUTPUT, out.ctypes.data + first * time * field(job, OUTPUT_STEP))
+        store_int(memories + 8 * INPUT, x + first * time * field(job, INPUT_STEP))
+        store_int(memories + 8 * OUTPUT, out + first * time * field(job, OUTPUT_STEP))
         store_int(memories + 8 * LENGTHS, lengths + 8 * first)
         store_int(memories + 8 * POSITIONS, positions + 8 * first)
         store_int(memories + 8 * SEQUENCE, first)
@@ -105,4 +106,14 @@ def run(job, x, out, lengths, positions, first, last, time):
             if opcode == OUT_OF_RANGE:
                 return False
         first += now
+    if field(job, MOVES_ON):
+        for sequence in range(start, last):
+            here = positions + 8 * sequence
+            store_int(here, load_int(here) + load_int(lengths + 8 * sequence))
     return True
+
+
+@kernel("boolean(int64, Array(float32, 1, 'C', readonly=True), Array(float32, 1, 'C'), int64, int64, int64)")
+def run_arrays(job, x, out, first, last, time):
+    """`run` on float32 arrays, of a program without state: where they lie costs a microsecond to ask numpy for."""
+    return run(job, x.ctypes.data, out.ctypes.data, 0, 0, first, last, time)

@@ -39,6 +39,7 @@ class StateSession:
         self._batch = batch
         self._run = run
         self._ones = np.ones(batch, np.int64)
+        self._room = max_length  # tokens that the fullest row can still take
 
     @property
     def positions(self) -> Array:
@@ -74,32 +75,41 @@ class StateSession:
         given = np.asarray(length, np.int64)
         if given.shape not in ((), position.shape):
             raise SessionError(f"truncate takes one length, or one per row ({self._batch}), got {given.shape}")
-        wanted = np.empty_like(position)
-        wanted[:] = given
-        for row, (want, have) in enumerate(zip(wanted.tolist(), position.tolist(), strict=True)):
+        wanted = given.tolist() if given.ndim else [given.item()] * self._batch
+        for row, (want, have) in enumerate(zip(wanted, position.tolist(), strict=True)):
             if not 0 <= want <= have:
                 raise SessionError(f"row {row}: can't truncate to {want} tokens; it holds {have}")
             if self._window and have > self._places and self._window[0] < want < have:
                 expected = f"0 to {self._window[0]}, the sinks, or all {have}"
                 raise SessionError(f"row {row}: what {want} tokens would see has left the window; expected {expected}")
         # What lies behind a position is never read, so moving the position is all there is to do.
-        self._state[self._position] = wanted
+        position[:] = given
+        self._room = self._max_length - max(wanted)
 
     def _advance(self, tokens: Array, lengths: Array) -> Array:
         if tokens.dtype is not _TOKEN:
             if tokens.dtype.kind not in "iu":
                 raise SessionError(f"tokens are whole numbers, got {tokens.dtype}")
             tokens = tokens.astype(_TOKEN, copy=False)
+        # What a step of one token needs is counted in Python: a ufunc between two steps is far from the CPU's caches.
+        time = tokens.shape[1]
+        room = self._room - 1 if time == 1 and self._room else self._room_behind(lengths)
+        if self._window and time > 1 and self._max_length - room > self._places:
+            logits = self._in_pieces(tokens, lengths)
+        else:
+            logits, self._state = self._run(tokens, lengths, self._state)
+        self._room = room
+        return logits
+
+    def _room_behind(self, lengths: Array) -> int:
+        """Return what `_room` is after so many more tokens in each row, or raise `SessionError`."""
         position = self._state[self._position]
         after = position + lengths
-        if max(after.tolist()) > self._max_length:
+        if after.max() > self._max_length:
             row = int(after.argmax())
             held = f"row {row} holds {position[row]} of {self._max_length} tokens"
             raise SessionError(f"the cache is full: {held}, {lengths[row]} more don't fit")
-        if self._window and tokens.shape[1] > 1 and max(after.tolist()) > self._places:
-            return self._in_pieces(tokens, lengths)
-        logits, self._state = self._run(tokens, lengths, self._state)
-        return logits
+        return self._max_length - int(after.max())
 
     def _in_pieces(self, tokens: Array, lengths: Array) -> Array:
         """`_run`, as many tokens at a time as no row's ring loses one for that a token of the same piece still sees."""

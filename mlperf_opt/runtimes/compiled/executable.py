@@ -20,7 +20,7 @@ from mlperf_opt.runtimes.compiled.attention_ops import is_transposed, padded, st
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
 from mlperf_opt.runtimes.compiled.program import Program
-from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes, as_floats
+from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
 from mlperf_opt.runtimes.session import Run, StateSession, check_limits, check_tokens, places
 
 Array = NDArray[Any]
@@ -40,7 +40,7 @@ class _Own(threading.local):
         self.address = self._worker.address
 
 
-def _run(own: _Own, x: Array, out: Array, first: int, last: int, time: int) -> bool:
+def _run(own: _Own, x: int, out: int, first: int, last: int, time: int) -> bool:
     return machine.run(own.address, x, out, 0, 0, first, last, time)
 
 
@@ -112,7 +112,7 @@ class CompiledExecutable:
         if self._is_rows and (self._threads == 1 or len(x) <= self._program.rows):
             rows = len(x)
             out = np.empty(rows * self._out_count, np.float32)
-            machine.run(self._own.address, x.ravel(), out, 0, 0, 0, rows, 1)
+            machine.run_arrays(self._own.address, x.ravel(), out, 0, rows, 1)
             return out.reshape(rows, *self._out_row)
         if self.graph.state:
             rows, length = x.shape
@@ -122,11 +122,10 @@ class CompiledExecutable:
         sequences, time = (x.shape[0], x.shape[1]) if self._timed else (len(x), 1)
         if self.graph.context is not None and time > self.graph.context:
             check_tokens(self.graph, x)  # says it
-        leading = x.shape[: self._leading]
-        out = np.empty(-(-math.prod(leading) * self._out_count * self._out_dtype.itemsize // 4), np.float32)
-        if not self._spread(as_floats(x), out, sequences, time):
+        given, out = np.ascontiguousarray(x), np.empty((*x.shape[: self._leading], *self._out_row), self._out_dtype)
+        if not self._spread(given.ctypes.data, out.ctypes.data, sequences, time):
             check_tokens(self.graph, x)  # says which
-        return out.view(self._out_dtype)[: math.prod(leading) * self._out_count].reshape(*leading, *self._out_row)
+        return out
 
     def _checked(self, inputs: tuple[Array, ...]) -> Array:
         """Return the input, or say what is wrong with it."""
@@ -137,8 +136,11 @@ class CompiledExecutable:
             raise GraphError(f"{self.graph.name} takes {self._inputs[0]}: {self._input}, got {x.dtype}{list(x.shape)}")
         return x
 
-    def _spread(self, x: Array, out: Array, sequences: int, time: int) -> bool:
-        """Run whole chunks on all threads (a batch is cut alike for any number of them). False for an unknown token."""
+    def _spread(self, x: int, out: int, sequences: int, time: int) -> bool:
+        """Run whole chunks on all threads (a batch is cut alike for any number of them), from an address to an address.
+
+        False for an unknown token.
+        """
         with self._preparing:
             if time > self._own.rows:
                 self._prepare(padded(time))
@@ -188,7 +190,7 @@ class CompiledExecutable:
         # A step's weights throw what Python needs out of the CPU's caches, so that each call of numpy's costs microseconds:
         # the arrays of one token are made once, and addresses are asked for where an array is another one than before.
         token, made = np.zeros((batch, 1), np.int64), np.zeros((batch, 1, vocabulary), np.float32)
-        token_flat, made_flat = token.reshape(-1).view(np.float32), made.reshape(-1)
+        token_at, made_at = token.ctypes.data, made.ctypes.data
         here = added = token
         held = new = 0
 
@@ -202,15 +204,13 @@ class CompiledExecutable:
             rows, time = tokens.shape
             if time == 1:
                 token[:] = tokens
-                known = machine.run(worker.address, token_flat, made_flat, new, held, 0, rows, 1)
+                known = machine.run(worker.address, token_at, made_at, new, held, 0, rows, 1)
                 out = made.copy()
             else:
-                out = np.empty((rows, time, vocabulary), np.float32)
-                x = tokens.ravel().view(np.float32)
-                known = machine.run(worker.address, x, out.reshape(-1), new, held, 0, rows, time)
+                out, x = np.empty((rows, time, vocabulary), np.float32), tokens.ravel()
+                known = machine.run(worker.address, x.ctypes.data, out.ctypes.data, new, held, 0, rows, time)
             if not known:
                 check_tokens(self.graph, tokens)  # says which
-            here += lengths
             return out, now
 
         return run

@@ -19,6 +19,7 @@ from mlperf_opt.kernels.machine import (
     JOB_WIDTH,
     KERNEL_TABLE,
     MEMORY_TABLE,
+    MOVES_ON,
     OUTPUT_STEP,
     PROGRAM,
 )
@@ -34,13 +35,6 @@ def aligned_bytes(size: int) -> Array:
     raw = np.zeros(size + LINE, np.uint8)
     skip = -raw.ctypes.data % LINE
     return raw[skip : skip + size]
-
-
-def as_floats(x: Array) -> Array:
-    """The bytes of ``x``, side by side, as the machine takes them; filled up to a whole float32."""
-    flat = x.ravel()
-    rest = -flat.nbytes % 4
-    return (np.append(flat.view(np.uint8), np.zeros(rest, np.uint8)) if rest else flat).view(np.float32)
 
 
 class Worker:
@@ -74,13 +68,14 @@ class Worker:
         self._job[MEMORY_TABLE], self._job[CHUNK] = self._table.ctypes.data, program.rows
         self._job[INPUT_STEP] = math.prod(x.shape) * x.itemsize
         self._job[OUTPUT_STEP] = math.prod(out.shape) * out.itemsize
+        self._job[MOVES_ON] = POSITION in (state or {})
         self.address = self._job.ctypes.data
         self._parts: list[tuple[Array, Array]] = []  # kept alive, as above
 
     def part(self, span: slice, repeat: int = 1) -> int:
-        """Return the address of a job: a part of the program, ``repeat`` times over."""
+        """Return the address of a job: a part of the program, ``repeat`` times over, that moves no position."""
         instructions = np.concatenate([self._instructions[span]] * repeat)
         job = self._job.copy()
-        job[PROGRAM], job[COUNT] = instructions.ctypes.data, len(instructions)
+        job[PROGRAM], job[COUNT], job[MOVES_ON] = instructions.ctypes.data, len(instructions), 0
         self._parts.append((job, instructions))
         return job.ctypes.data
