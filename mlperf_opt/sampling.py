@@ -39,31 +39,47 @@ class SamplingSettings:
         require(0 < self.top_p <= 1, "top_p", self.top_p, "more than 0, at most 1")
 
     def probabilities(self, logits: Array) -> Array:
-        """Return what to draw from: logits (V,) -> float64 (V,), of which at least one is not 0; their sum is 1.
+        """Return what to draw from: logits (N, V) -> float64 (N, V), of each row at least one is not 0; their sum is 1.
 
         The temperature acts first, then top_k, then top_p on what is left of the probability.
         """
-        order = np.argsort(-logits, kind="stable")  # of equal ones the first
-        scaled = logits[order].astype(np.float64)
-        kept = self.top_k or len(scaled)
+        shares = self._shares(logits)
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    def _shares(self, logits: Array) -> Array:
+        """What `probabilities` are in proportion to."""
         if self.temperature == 0:
-            kept, scaled = 1, scaled - scaled[0]
-        else:
-            scaled = (scaled - scaled[0]) / self.temperature
-        shares = np.exp(scaled[:kept])
-        shares /= shares.sum()
-        before = np.cumsum(shares) - shares  # the first is always kept
-        shares[before >= self.top_p] = 0
-        found = np.zeros(len(logits))
-        found[order[:kept]] = shares / shares.sum()
-        return found
+            shares = np.zeros(logits.shape)
+            shares[np.arange(len(logits)), greedy(logits)] = 1
+            return shares
+        scaled = logits.astype(np.float64)
+        scaled -= scaled.max(axis=1, keepdims=True)
+        scaled /= self.temperature
+        shares = np.exp(scaled, out=scaled)
+        if self.top_k or self.top_p < 1:
+            for row, of_row in zip(logits, shares, strict=True):
+                self._cut(row, of_row)
+        return shares
+
+    def _cut(self, logits: Array, shares: Array) -> None:
+        """Set what is not drawn from to 0, in one row."""
+        order = np.argsort(-logits, kind="stable")  # of equal ones the first
+        kept = order[: self.top_k or len(order)]
+        likely = shares[kept]
+        likely /= likely.sum()
+        before = np.cumsum(likely) - likely  # the first is always kept
+        likely[before >= self.top_p] = 0
+        shares[:] = 0
+        shares[kept] = likely
 
 
 def choose(settings: SamplingSettings, logits: Array, generators: Sequence[np.random.Generator]) -> Array:
     """Return a token for each row of logits (N, V), drawn by the row's own generator: int64 (N,)."""
     if settings.temperature == 0:
         return greedy(logits)
-    sums = (np.cumsum(settings.probabilities(row)) for row in logits)
-    return np.array(
-        [int(np.searchsorted(total, rng.random() * total[-1], "right")) for total, rng in zip(sums, generators, strict=True)]
-    )
+    sums = settings._shares(logits).cumsum(axis=1)
+    drawn = [
+        row.searchsorted(rng.random() * end, "right")
+        for row, end, rng in zip(sums, sums[:, -1].tolist(), generators, strict=True)
+    ]
+    return np.array(drawn, np.int64)

@@ -30,19 +30,19 @@ rows_of_logits = hn.arrays(np.float32, st.integers(1, 20), elements=st.floats(-5
     ],
 )
 def test_probabilities_by_hand(settings, expected):
-    assert SamplingSettings(**settings).probabilities(LOGITS).tolist() == pytest.approx(expected)
+    assert SamplingSettings(**settings).probabilities(LOGITS[None])[0].tolist() == pytest.approx(expected)
 
 
 @given(rows_of_logits, st.just(0.0) | st.floats(0.01, 5), st.integers(0, 25), st.floats(0.01, 1))
 def test_probabilities_sum_to_one_and_keep_the_most_likely(logits, temperature, top_k, top_p):
-    found = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p).probabilities(logits)
+    found = SamplingSettings(temperature=temperature, top_k=top_k, top_p=top_p).probabilities(logits[None])[0]
     assert math.isclose(found.sum(), 1, rel_tol=1e-9) and (found >= 0).all()
     assert found[logits.argmax()] == found.max() > 0
     assert (found > 0).sum() <= (top_k or len(logits))
 
 
 def test_of_equal_logits_exactly_k_are_kept():
-    found = SamplingSettings(top_k=3).probabilities(np.zeros(8, np.float32))
+    found = SamplingSettings(top_k=3).probabilities(np.zeros((1, 8), np.float32))[0]
     assert found.tolist() == pytest.approx([1 / 3] * 3 + [0] * 5)
 
 
