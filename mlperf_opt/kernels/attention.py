@@ -1,9 +1,4 @@
-"""Attention over several heads on whole sequences, its parts, and rotary; `kv_cache.py` goes one step after the other.
-
-Both attend in the same way: the keys of a head lie transposed, [width][places], so that one vector holds the scores of 16
-places and no sum runs across lanes; the values lie [places][width]. The parts exist for each kind of number that a cache
-holds: it is widened to float32 as it is loaded.
-"""
+"""Attention over several heads on whole sequences, and rotary; `kv_cache.py` and `prompt.py` attend on a cache."""
 
 from __future__ import annotations
 
@@ -11,129 +6,26 @@ import math
 
 import numpy as np
 
-from mlperf_opt.kernels.elementwise import softmax_row
+from mlperf_opt.kernels.blocks import ROWS, attend, packed_keys, packed_values, whole_vectors
 from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.instruction import POSITIONS, TIME, field, operand
 from mlperf_opt.kernels.jit import kernel, operation
+from mlperf_opt.kernels.lanes import transpose
 from mlperf_opt.kernels.opcodes import DONE
 from mlperf_opt.kernels.simd import (
-    add,
-    floats,
-    load_codes,
     load_double,
-    load_float,
     load_floats,
-    load_halves,
     load_int,
+    load_some_floats,
     multiply,
     multiply_add,
     partners,
     store_float,
     store_floats,
     store_int,
-    store_some_floats,
 )
 
 _NONE = np.float32(0)
-
-
-def _parts(load, size):
-    """(scores of one query, mix of values) for numbers of ``size`` bytes, 16 of which ``load`` reads as float32."""
-
-    @kernel()
-    def score(query, keys, places, last, width, scores):
-        """Write query k^T for the first ``last`` places, in whole vectors; ``places`` is the length of a row of keys.
-
-        Eight rows of keys at once, from one end to the other: memory is read in the order in which it lies.
-        """
-        i = 0
-        while i + 8 <= width:
-            row, at = keys + size * i * places, query + 4 * i
-            a, b = floats(load_float(at)), floats(load_float(at + 4))
-            c, d = floats(load_float(at + 8)), floats(load_float(at + 12))
-            e, f = floats(load_float(at + 16)), floats(load_float(at + 20))
-            g, h = floats(load_float(at + 24)), floats(load_float(at + 28))
-            step = size * places
-            for p in range(0, last, LANES):
-                here = row + size * p
-                total = load_floats(scores + 4 * p) if i else floats(_NONE)
-                total = multiply_add(a, load(here), total)
-                other = multiply(b, load(here + step))
-                total = multiply_add(c, load(here + 2 * step), total)
-                other = multiply_add(d, load(here + 3 * step), other)
-                total = multiply_add(e, load(here + 4 * step), total)
-                other = multiply_add(f, load(here + 5 * step), other)
-                total = multiply_add(g, load(here + 6 * step), total)
-                other = multiply_add(h, load(here + 7 * step), other)
-                store_floats(scores + 4 * p, add(total, other))
-            i += 8
-        while i < width:
-            a, row = floats(load_float(query + 4 * i)), keys + size * i * places
-            for p in range(0, last, LANES):
-                total = load_floats(scores + 4 * p) if i else floats(_NONE)
-                store_floats(scores + 4 * p, multiply_add(a, load(row + size * p), total))
-            i += 1
-
-    @kernel()
-    def mix(shares, values, step, used, width, out):
-        """Write the sum of the values of ``used`` places, ``step`` bytes apart, each times its share."""
-        i = 0
-        while i + 2 * LANES <= width:
-            column = values + size * i
-            a, b, c, d = floats(_NONE), floats(_NONE), floats(_NONE), floats(_NONE)
-            p = 0
-            while p + 2 <= used:
-                here = column + p * step
-                share, next_share = floats(load_float(shares + 4 * p)), floats(load_float(shares + 4 * p + 4))
-                a = multiply_add(share, load(here), a)
-                b = multiply_add(share, load(here + size * LANES), b)
-                c = multiply_add(next_share, load(here + step), c)
-                d = multiply_add(next_share, load(here + step + size * LANES), d)
-                p += 2
-            if p < used:
-                share = floats(load_float(shares + 4 * p))
-                a = multiply_add(share, load(column + p * step), a)
-                b = multiply_add(share, load(column + p * step + size * LANES), b)
-            store_floats(out + 4 * i, add(a, c))
-            store_floats(out + 4 * (i + LANES), add(b, d))
-            i += 2 * LANES
-        while i < width:
-            column = values + size * i
-            a, b, c, d = floats(_NONE), floats(_NONE), floats(_NONE), floats(_NONE)
-            p = 0
-            while p + 4 <= used:
-                here = column + p * step
-                a = multiply_add(floats(load_float(shares + 4 * p)), load(here), a)
-                b = multiply_add(floats(load_float(shares + 4 * p + 4)), load(here + step), b)
-                c = multiply_add(floats(load_float(shares + 4 * p + 8)), load(here + 2 * step), c)
-                d = multiply_add(floats(load_float(shares + 4 * p + 12)), load(here + 3 * step), d)
-                p += 4
-            while p < used:
-                a = multiply_add(floats(load_float(shares + 4 * p)), load(column + p * step), a)
-                p += 1
-            store_some_floats(out + 4 * i, width - i, add(add(a, b), add(c, d)))
-            i += LANES
-
-    return score, mix
-
-
-score_floats, mix_floats = _parts(load_floats, 4)
-score_halves, mix_halves = _parts(load_halves, 2)
-score_codes, mix_codes = _parts(load_codes, 1)
-
-
-@kernel()
-def whole_vectors(count):
-    """``count`` floats, filled up to whole vectors: how long rows of keys (places) and of cached values (width) are."""
-    return (count + LANES - 1) // LANES * LANES
-
-
-@kernel()
-def scale_query(query, width, out):
-    """Write query / sqrt(width)."""
-    scale = floats(np.float32(1 / math.sqrt(width)))
-    for i in range(0, width, LANES):
-        store_floats(out + 4 * i, multiply(load_floats(query + 4 * i), scale))
 
 
 # fields, behind the opcode; steps in bytes; SHARED: heads of queries for each head of keys and values
@@ -153,29 +45,39 @@ def attention(instruction, memories, rows):
         field(instruction, VALUES_STEP),
     )
     out_step, shared = field(instruction, OUT_STEP), field(instruction, SHARED)
-    places = whole_vectors(time)
-    scaled = operand(instruction, SCRATCH, memories)
-    transposed = scaled + 4 * whole_vectors(width)
-    scores = transposed + 4 * width * places
+    causal, scratch = field(instruction, CAUSAL), operand(instruction, SCRATCH, memories)
     for sequence in range(rows // time):
         first = sequence * time
         for head in range(heads):
             shift, of_keys = 4 * head * width, 4 * (head // shared) * width
             if head % shared == 0:
                 keys = operand(instruction, KEYS, memories) + first * k_step + of_keys
-                for i in range(width):
-                    for t in range(time):
-                        store_float(transposed + 4 * (i * places + t), load_float(keys + t * k_step + 4 * i))
+                values = operand(instruction, VALUES, memories) + first * v_step + of_keys
+                _pack(keys, k_step, values, v_step, time, width, scratch)
             query = operand(instruction, QUERY, memories) + first * q_step + shift
-            values = operand(instruction, VALUES, memories) + first * v_step + of_keys
             out = operand(instruction, OUT, memories) + first * out_step + shift
-            for t in range(time):
-                used = t + 1 if field(instruction, CAUSAL) else time
-                scale_query(query + t * q_step, width, scaled)
-                score_floats(scaled, transposed, places, used, width, scores)
-                softmax_row(scores, scores, used)
-                mix_floats(scores, values, v_step, used, width, out + t * out_step)
+            for t in range(0, time, ROWS):
+                attend(
+                    scratch, time, width, min(ROWS, time - t), query + t * q_step, q_step, 0, 0,
+                    t if causal else time - 1, causal, time, 0, 0, out + t * out_step, out_step,
+                )  # fmt: skip
     return DONE
+
+
+@kernel()
+def _pack(keys, keys_step, values, values_step, places, width, scratch):
+    """Put the keys and values of one head, rows of floats, where `attend` looks for them."""
+    packed = packed_keys(scratch)
+    for p in range(0, places, LANES):
+        for i in range(0, width, LANES):  # upwards: what is written behind the last line of a panel is the next one's
+            transpose(
+                keys + p * keys_step + 4 * i, keys_step, places - 1 - p, width - i, packed + 4 * width * p + 64 * i, 64
+            )
+    packed = packed_values(scratch, places, width)
+    for i in range(0, width, LANES):
+        for p in range(places):
+            store_floats(packed + 64 * p, load_some_floats(values + p * values_step + 4 * i, width - i, _NONE))
+        packed += 64 * whole_vectors(places)
 
 
 # rotary: COSINES and SINES are tables of PERIOD floats for each of PLACES; TURNS is a place behind them, and its two rows

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from mlperf_opt.kernels.emit import LANES
+from mlperf_opt.kernels.exponential import exponential, softmax_row
 from mlperf_opt.kernels.instruction import POSITIONS, TIME, field, operand
 from mlperf_opt.kernels.jit import kernel, operation
 from mlperf_opt.kernels.opcodes import DONE, OUT_OF_RANGE
@@ -32,7 +33,6 @@ from mlperf_opt.kernels.simd import (
     multiply,
     multiply_add,
     nearest,
-    power_of_two,
     smaller,
     smallest_of,
     store_float,
@@ -40,19 +40,10 @@ from mlperf_opt.kernels.simd import (
     store_grid_codes,
     store_int32,
     store_some_bytes,
-    store_some_floats,
     subtract,
     sum_of,
 )
 
-_LOG2E = np.float32(1.4426950408889634)
-# ln 2 in two parts, so that x - n ln 2 keeps its last bits (Cody and Waite)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-# exp(r) = 1 + r + r^2 P(r) on |r| <= ln 2 / 2: minimax coefficients of Cephes' expf, highest first
-_EXP = tuple(
-    np.float32(c) for c in (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
-)
-_SMALLEST_EXPONENT, _LARGEST_EXPONENT = np.float32(-87.0), np.float32(88.0)
 _GELU_LINEAR = np.float32(-2 * 0.7978845608028654)
 # below, gelu is less than 1e-36 in magnitude; and exp stops growing, so that a huge x would not be divided to nothing
 _GELU_LOWEST = np.float32(-20)
@@ -62,23 +53,6 @@ _TINY = float(np.finfo(np.float32).tiny)
 _NONE = np.float32(0)
 _ONE = np.float32(1)
 _INFINITY = np.float32(np.inf)
-
-
-@kernel()
-def exponential(x):
-    """exp of 16 floats, within 2 units in the last place; below -87 it stays at exp(-87)."""
-    x = smaller(larger(x, floats(_SMALLEST_EXPONENT)), floats(_LARGEST_EXPONENT))
-    whole = nearest(multiply(x, floats(_LOG2E)))
-    r = multiply_add(whole, floats(-_LN2_HIGH), x)
-    r = multiply_add(whole, floats(-_LN2_LOW), r)
-    p = floats(_EXP[0])
-    p = multiply_add(p, r, floats(_EXP[1]))
-    p = multiply_add(p, r, floats(_EXP[2]))
-    p = multiply_add(p, r, floats(_EXP[3]))
-    p = multiply_add(p, r, floats(_EXP[4]))
-    p = multiply_add(p, r, floats(_EXP[5]))
-    p = multiply_add(multiply(p, r), r, add(r, floats(_ONE)))
-    return multiply(p, power_of_two(whole))
 
 
 @kernel()
@@ -143,24 +117,6 @@ def copy(instruction, memories, rows):
         x += field(instruction, X_STEP)
         out += field(instruction, OUT_STEP)
     return DONE
-
-
-@kernel()
-def softmax_row(x, out, count):
-    """softmax of ``count`` floats at x; in place where out is x."""
-    top = floats(-_INFINITY)
-    for i in range(0, count, LANES):
-        top = larger(load_some_floats(x + 4 * i, count - i, -_INFINITY), top)
-    highest = floats(largest_of(top))
-    total = floats(_NONE)
-    for i in range(0, count, LANES):
-        # the lanes behind the end are exp(-87): nothing beside a sum of at least 1
-        value = exponential(subtract(load_some_floats(x + 4 * i, count - i, -_INFINITY), highest))
-        total = add(total, value)
-        store_some_floats(out + 4 * i, count - i, value)
-    factor = floats(_ONE / sum_of(total))
-    for i in range(0, count, LANES):
-        store_some_floats(out + 4 * i, count - i, multiply(load_some_floats(out + 4 * i, count - i, _NONE), factor))
 
 
 @operation()

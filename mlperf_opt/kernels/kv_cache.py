@@ -8,7 +8,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from mlperf_opt.kernels.attention import (
+from mlperf_opt.kernels.blocks import whole_vectors
+from mlperf_opt.kernels.emit import LANES
+from mlperf_opt.kernels.exponential import softmax_row
+from mlperf_opt.kernels.instruction import LENGTHS, POSITIONS, SEQUENCE, TIME, field, operand
+from mlperf_opt.kernels.jit import kernel, operation
+from mlperf_opt.kernels.lanes import transpose
+from mlperf_opt.kernels.narrow import load_byte, load_int16, store_byte, store_halves, store_int16, store_signed_codes
+from mlperf_opt.kernels.one_query import (
     mix_codes,
     mix_floats,
     mix_halves,
@@ -16,14 +23,8 @@ from mlperf_opt.kernels.attention import (
     score_codes,
     score_floats,
     score_halves,
-    whole_vectors,
 )
-from mlperf_opt.kernels.elementwise import softmax_row
-from mlperf_opt.kernels.emit import LANES
-from mlperf_opt.kernels.instruction import LENGTHS, POSITIONS, SEQUENCE, TIME, field, operand
-from mlperf_opt.kernels.jit import kernel, operation
-from mlperf_opt.kernels.narrow import load_byte, load_int16, store_byte, store_halves, store_int16, store_signed_codes
-from mlperf_opt.kernels.opcodes import DONE
+from mlperf_opt.kernels.opcodes import DONE, PROMPT_ATTENTION
 from mlperf_opt.kernels.simd import (
     divide,
     floats,
@@ -42,6 +43,7 @@ from mlperf_opt.kernels.simd import (
 )
 
 FLOAT, HALF, CODES = range(3)  # what a cache holds
+_PROMPT_FROM = 6  # new places: with fewer, packing what a sequence holds costs more than it saves
 _HALF_LIMIT = np.float32(65504)
 _CODE_LIMIT = np.float32(127)
 _NONE, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
@@ -77,22 +79,43 @@ def head_scale(instruction, memories, rows):
 
 
 @kernel()
-def _convert(kind, new, width, scales, scale, out):
-    """Write ``width`` floats, and what fills the last vector up, as the cache holds them."""
-    for i in range(0, width, LANES):
-        x = load_floats(new + 4 * i)
-        if kind == CODES:
-            grid = load_floats(scale + 4 * i) if scales == BY_CHANNEL else floats(load_float(scale))
-            x = nearest(divide(x, grid))
-            store_signed_codes(out + i, smaller(larger(x, floats(-_CODE_LIMIT)), floats(_CODE_LIMIT)))
-        elif kind == HALF:
-            store_halves(out + 2 * i, smaller(larger(x, floats(-_HALF_LIMIT)), floats(_HALF_LIMIT)))
-        else:
-            store_floats(out + 4 * i, x)
+def _store(kind, x, grid, out):
+    """Write 16 floats as the cache holds them."""
+    if kind == CODES:
+        x = nearest(divide(x, grid))
+        store_signed_codes(out, smaller(larger(x, floats(-_CODE_LIMIT)), floats(_CODE_LIMIT)))
+    elif kind == HALF:
+        store_halves(out, smaller(larger(x, floats(-_HALF_LIMIT)), floats(_HALF_LIMIT)))
+    else:
+        store_floats(out, x)
 
 
 @kernel()
-def _put(kind, source, width, out, step):
+def _convert(kind, new, width, scales, scale, out):
+    """Write one vector, and what fills up the last 16 numbers, as the cache holds it."""
+    grid = floats(_ONE)
+    if scales == BY_VECTOR:
+        grid = floats(load_float(scale))
+    for i in range(0, width, LANES):
+        if scales == BY_CHANNEL:
+            grid = load_floats(scale + 4 * i)
+        _store(kind, load_floats(new + 4 * i), grid, out + (4 >> kind) * i)
+
+
+@kernel()
+def _convert_columns(kind, new, new_step, width, scales, scale, scratch, out, capacity):
+    """Write 16 vectors as columns, side by side: a line of the cache for each number."""
+    grid = floats(_ONE)
+    for i in range(0, width, LANES):
+        transpose(new + 4 * i, new_step, LANES - 1, width - i, scratch, 64)
+        for j in range(i, min(i + LANES, width)):
+            if scales == BY_CHANNEL:
+                grid = floats(load_float(scale + 4 * j))
+            _store(kind, load_floats(scratch + 64 * (j - i)), grid, out + (4 >> kind) * j * capacity)
+
+
+@kernel()
+def _put_column(kind, source, width, out, step):
     """Copy ``width`` numbers to places ``step`` numbers apart."""
     if kind == CODES:
         for i in range(width):
@@ -111,28 +134,33 @@ def cache_write(instruction, memories, rows):
     heads, width, kind = field(instruction, HEADS), field(instruction, HEAD_WIDTH), field(instruction, KIND)
     capacity, places, sinks = field(instruction, CAPACITY), field(instruction, PLACES), field(instruction, SINKS)
     wide, size, scales = whole_vectors(width), 4 >> kind, field(instruction, SCALES)
-    scratch = operand(instruction, SCRATCH, memories)
-    scale = scratch
+    cache, scratch = operand(instruction, CACHE, memories), operand(instruction, SCRATCH, memories)
+    transposed, step, scale = field(instruction, TRANSPOSED), field(instruction, NEW_STEP), scratch
     time, lengths, offsets = field(memories, TIME), field(memories, LENGTHS), field(memories, POSITIONS)
     for sequence in range(rows // time):
         start = load_int(offsets + 8 * sequence)
-        for t in range(load_int(lengths + 8 * sequence)):
+        t, count = 0, load_int(lengths + 8 * sequence)
+        while t < count:
             row, place = sequence * time + t, start + t
             if place >= places:
                 place = sinks + (place - sinks) % (places - sinks)
+            at_once = LANES if transposed and t + LANES <= count and place + LANES <= places else 1
             for head in range(heads):
-                new = operand(instruction, NEW, memories) + row * field(instruction, NEW_STEP) + 4 * head * width
+                new = operand(instruction, NEW, memories) + row * step + 4 * head * width
                 if scales == BY_CHANNEL:
                     scale = operand(instruction, SCALE, memories) + 4 * head * width
                 elif scales == BY_VECTOR:
                     scale = operand(instruction, SCALE, memories) + row * field(instruction, SCALE_STEP) + 4 * head
-                _convert(kind, new, width, scales, scale, scratch)
                 of_head = (field(memories, SEQUENCE) + sequence) * heads + head
-                cache = operand(instruction, CACHE, memories)
-                if field(instruction, TRANSPOSED):
-                    _put(kind, scratch, width, cache + size * (of_head * width * capacity + place), capacity)
+                column = cache + size * (of_head * width * capacity + place)
+                if not transposed:
+                    _convert(kind, new, width, scales, scale, cache + size * (of_head * capacity + place) * wide)
+                elif at_once > 1:
+                    _convert_columns(kind, new, step, width, scales, scale, scratch, column, capacity)
                 else:
-                    _put(kind, scratch, width, cache + size * (of_head * capacity + place) * wide, 1)
+                    _convert(kind, new, width, scales, scale, scratch)
+                    _put_column(kind, scratch, width, column, capacity)
+            t += at_once
     return DONE
 
 
@@ -152,9 +180,11 @@ def _multiply(x, other, count):
         store_floats(x + 4 * i, multiply(load_floats(x + 4 * i), load_floats(other + 4 * i)))
 
 
-@operation()
+@operation(leaves_to=PROMPT_ATTENTION)
 def cached_attention(instruction, memories, rows):
     """New place t of a sequence sees the places that it holds and the new ones up to t, of a window the last ones."""
+    if field(memories, TIME) >= _PROMPT_FROM:
+        return PROMPT_ATTENTION
     heads, width, kind = field(instruction, HEADS), field(instruction, HEAD_WIDTH), field(instruction, KIND)
     capacity, places, shared = field(instruction, CAPACITY), field(instruction, PLACES), field(instruction, SHARED)
     sinks, window, size = field(instruction, SINKS), field(instruction, WINDOW), 4 >> kind

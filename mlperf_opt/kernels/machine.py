@@ -13,7 +13,7 @@ import numpy as np
 from numba import types
 from numpy.typing import NDArray
 
-from mlperf_opt.kernels import amx, attention, elementwise, images, kv_cache, opcodes, product, sparse
+from mlperf_opt.kernels import amx, attention, elementwise, images, kv_cache, opcodes, product, prompt, sparse
 from mlperf_opt.kernels.emit import I64, at, instruction, ir
 from mlperf_opt.kernels.instruction import INPUT, LENGTHS, OUTPUT, POSITIONS, SEQUENCE, TIME, WIDTH, field
 from mlperf_opt.kernels.jit import addresses, kernel
@@ -50,6 +50,7 @@ KERNELS = {
     opcodes.HEAD_SCALE: kv_cache.head_scale,
     opcodes.CACHE_WRITE: kv_cache.cache_write,
     opcodes.CACHED_ATTENTION: kv_cache.cached_attention,
+    opcodes.PROMPT_ATTENTION: prompt.prompt_attention,
 }
 _table = np.zeros(len(KERNELS), np.int64)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 (
     PRODUCT, RELU, GELU, ADD, SOFTMAX, LAYER_NORM, EMBEDDING, POSITION_TABLE, QUANTIZE, ROW_GRIDS, PACK_IMAGE, UNPACK_IMAGE,
     QUANTIZE_IMAGE, MAX_POOL, AVERAGE_POOL, ATTENTION, CACHE_WRITE, CACHED_ATTENTION, COPY, TILE_PRODUCT,
-    SPARSE_PRODUCT, ROTARY, HEAD_SCALE,
-) = range(23)  # fmt: skip
+    SPARSE_PRODUCT, ROTARY, HEAD_SCALE, PROMPT_ATTENTION,
+) = range(24)  # fmt: skip
 # What a kernel returns: the opcode of another, which is to run on the same instruction instead; or one of these.
 DONE, OUT_OF_RANGE = -1, -2  # OUT_OF_RANGE: a token that the table has no row for

@@ -221,5 +221,26 @@ def _store_all(b: ir.IRBuilder, sums: list[list[Any]], given: dict[str, Any], si
             store_first(b, here, value, mask)
 
 
+# (panels, rows) of products of rows with what a call has packed itself: no bias, and a factor for each row
+SCALED_SHAPES = ((2, 12), (2, 4), (2, 1), (1, 12), (1, 4), (1, 1))
+
+
+@instruction(types.none, *[types.int64] * 10)
+def scaled_tile(
+    b: Any, shape: Any, x: Any, row_step: Any, groups: Any, weight: Any, panel_step: Any, out: Any, out_step: Any,
+    columns: Any, factors: Any,
+) -> None:  # fmt: skip
+    """sum * factor of the row, float32; ``shape`` is a number of `SCALED_SHAPES`."""
+
+    def finish(total: Any, _column: Any, row: Any) -> Any:
+        return b.fmul(total, splat(b, load(b, b.add(factors, b.mul(row, number(4))), F32)))
+
+    given = {"out": out, "out_step": out_step, "columns": columns}
+    for case in variants(b, shape, len(SCALED_SHAPES)):
+        panels, rows = SCALED_SHAPES[case]
+        sums = _accumulate(b, FLOAT, panels, rows, x, row_step, number(1), number(0), groups, weight, panel_step)
+        _store_all(b, sums, given, 4, finish)
+
+
 float_tile, half_tile, codes_tile = (_float_tile(kind) for kind in (FLOAT, HALF, CODES))
 int8_tile, int8_portable_tile = (_int8_tile(kind) for kind in (INT8, INT8_PORTABLE))

@@ -8,6 +8,7 @@ import numpy as np
 
 from mlperf_opt.graph import Graph, Node
 from mlperf_opt.kernels import kv_cache, opcodes
+from mlperf_opt.kernels.blocks import block_bytes
 from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
 from mlperf_opt.ops import Spec
@@ -25,8 +26,7 @@ def lower_attention(program: Program, node: Node) -> None:
     out = program.new(node)
     heads = int(node.attributes["heads"])
     width = out.count // heads
-    places = padded(program.rows)
-    scratch = program.scratch(_FLOAT * (padded(width) + places * (width + 1)))  # query, keys transposed, scores
+    scratch = program.scratch(block_bytes(program.rows, width))
     program.emit(
         opcodes.ATTENTION, q.start(), k.start(), v.start(), out.start(), q.row_step, k.row_step, v.row_step, out.row_step,
         heads, width, int(node.attributes["causal"]), scratch, out.count // k.count,
@@ -67,12 +67,13 @@ def lower_cache_write(program: Program, node: Node) -> None:
     if spec.dtype == "float16" and "f16c" not in features():
         raise unsupported(node, "this CPU has no instruction that rounds to float16")
     scales, where, step = kv_cache.NO_SCALE, 0, 0
+    scratch = program.scratch(_FLOAT * max(padded(width), LANES**2))  # a vector, or 16 of 16 numbers
     if program.is_weight(scale):
         scales, where = kv_cache.BY_CHANNEL, program.constant(program.weight(scale))
     elif scale:
         scales, where, step = kv_cache.BY_VECTOR, program.value(scale).start(), program.value(scale).row_step
     program.emit(
-        opcodes.CACHE_WRITE, 0, 0, heads, width, _KINDS[spec.dtype], *_window(node), program.scratch(_FLOAT * padded(width)),
+        opcodes.CACHE_WRITE, 0, 0, heads, width, _KINDS[spec.dtype], *_window(node), scratch,
         program.state(cache), new.start(), new.row_step, int(is_transposed(program.graph, cache)), scales, where, step,
     )  # fmt: skip
 
@@ -91,8 +92,9 @@ def lower_cached_attention(program: Program, node: Node) -> None:
     if node.argument("q_sinks"):
         far_query = program.inside(node.argument("q_sinks"))
         far, far_step = far_query.start(), far_query.row_step
-    # a query, the scores of the sinks, the scores
-    scratch = program.scratch(_FLOAT * (padded(width) + padded(sinks) + padded(program.rows)))
+    # of a step: a query, the scores of the sinks, the scores
+    step = _FLOAT * (padded(width) + padded(sinks) + padded(program.rows))
+    scratch = program.scratch(max(step, block_bytes(program.rows, width)))
     program.emit(
         opcodes.CACHED_ATTENTION, 0, 0, heads, width, _KINDS[spec.dtype], sinks, window, scratch, q.start(), q.row_step,
         _state(program, node.argument("keys")), _state(program, node.argument("values")), out.start(), out.row_step,

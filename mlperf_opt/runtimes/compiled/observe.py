@@ -38,7 +38,7 @@ def observe(graph: Graph, program: Program, state: dict[str, Array], x: Array, o
     out = np.empty(tuple(map(int, spec.bound(dims).shape)), spec.dtype)
     given, lengths, positions = np.ascontiguousarray(x), np.full(sequences, length, np.int64), np.zeros(sequences, np.int64)
     addresses = tuple(array.ctypes.data for array in (given, out, lengths, positions))
-    arguments = (*addresses, 0, sequences, length)
+    arguments: tuple[Any, ...] = (*addresses, 0, sequences, length)
     for node in graph.nodes:
         taken = _time(worker, program.spans[node.output], arguments)
         shape = tuple(map(int, graph.specs[node.output].bound(dims).shape))

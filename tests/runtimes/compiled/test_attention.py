@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from compiled_cases import check_against_numpy, check_nodes, check_same, model, runtime
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlperf_opt.data import Dataset, Split
@@ -73,6 +73,7 @@ def test_a_window_over_a_call_beyond_the_context(kind):
 @given(st.integers(1, 3), st.integers(1, 20).map(lambda n: 2 * n), st.integers(1, 5), st.integers(2, 40), st.data(), SEEDS)
 def test_sessions_are_those_of_numpy(heads, width, rows, capacity, data, seed):
     """Prompts of unequal length, steps, cuts and longer steps, in any order, two sessions of one executable in turn."""
+    assume(heads * width > 2)  # a norm over two numbers is a step: near it rounding comes out 300 times as large
     rng = np.random.default_rng(seed)
     graph = _network(seed % 5, True, heads, width, 40)
     floor = 1e-5 if heads * width >= 16 else 2e-4  # a norm over a few numbers can magnify their rounding

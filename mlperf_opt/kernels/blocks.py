@@ -1,0 +1,118 @@
+"""Attention of many queries at once: two products of a block of rows with what is packed once for all of them.
+
+    scores[r, p] = query[r] . key[p] / sqrt(width)      keys packed   [16 places a panel][width][16]
+    out[r]       = sum over p of share[r, p] value[p]   values packed [16 columns a panel][places][16]
+
+Both are products of `tiles.py`: a vector of keys or values is read once for up to 12 queries. Between them stands the
+softmax, whose division is left to the second product, a factor for each row.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from mlperf_opt.kernels.emit import LANES
+from mlperf_opt.kernels.exponential import exponentials
+from mlperf_opt.kernels.jit import kernel
+from mlperf_opt.kernels.simd import store_float
+from mlperf_opt.kernels.tiles import SCALED_SHAPES, scaled_tile
+
+ROWS = 12  # of a block
+_LINE = 64  # bytes of a vector
+_NONE, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
+_FACTORS = 2  # lines: what scores are multiplied by, and what the rows of out are
+
+
+def _tables() -> tuple[np.ndarray, np.ndarray]:
+    """[rows left, rows in all] -> rows of the next tile: the fewest that cover the rest; [panels, rows] -> its number."""
+    sizes = sorted({rows for _, rows in SCALED_SHAPES})
+    rows, shapes = np.zeros((ROWS + 1, ROWS + 1), np.int64), np.zeros((3, ROWS + 1), np.int64)
+    for left, total in np.ndindex(rows.shape):
+        fitting = [size for size in sizes if size <= total]
+        rows[left, total] = min((size for size in fitting if size >= left), default=max(fitting, default=0))
+    for number, shape in enumerate(SCALED_SHAPES):
+        shapes[shape] = number
+    return rows, shapes
+
+
+_NEXT, _SHAPE = _tables()
+
+
+@kernel()
+def whole_vectors(count):
+    """``count`` floats, filled up to whole vectors: how long rows of keys (places) and of cached values (width) are."""
+    return (count + LANES - 1) // LANES * LANES
+
+
+def block_bytes(places: int, width: int) -> int:
+    """Scratch of `attend`, the packed keys and values included; up to 15 lines behind the last key may be written."""
+    panels, vectors = -(-places // LANES), -(-width // LANES)
+    return _LINE * (_FACTORS + panels * width + LANES + vectors * panels * LANES + ROWS * (panels | 1))
+
+
+@kernel()
+def packed_keys(scratch):
+    """Where `attend` looks for the keys."""
+    return scratch + _LINE * _FACTORS
+
+
+@kernel()
+def packed_values(scratch, places, width):
+    """Where `attend` looks for the values."""
+    return scratch + _LINE * (_FACTORS + LANES) + 4 * width * whole_vectors(places)
+
+
+@kernel()
+def _product(x, row_step, rows, groups, packed, panel_step, out, out_step, columns, factors):
+    """out = x packed, each row times its factor; a last tile of rows overlaps the one before, to the same bits."""
+    panel, panels = 0, (columns + LANES - 1) // LANES
+    while panel < panels:
+        at_once = min(2, panels - panel)
+        first = 0
+        while first < rows:
+            now = _NEXT[rows - first, rows]
+            row = min(first, rows - now)
+            scaled_tile(
+                _SHAPE[at_once, now], x + row * row_step, row_step, groups, packed + panel * panel_step, panel_step,
+                out + row * out_step + _LINE * panel, out_step, columns - LANES * panel, factors + 4 * row,
+            )  # fmt: skip
+            first += now
+        panel += at_once
+
+
+@kernel()
+def attend(scratch, places, width, rows, query, query_step, far, far_step, own, causal, most, sinks, window, out, out_step):
+    """Write what up to `ROWS` queries make of the packed keys and values.
+
+    Args:
+        scratch: address of `block_bytes` for that many ``places``, the packed ones.
+        rows: of queries: ``query_step`` bytes apart, as ``out`` is by ``out_step``.
+        far: queries for the first ``sinks`` places, where ``far_step`` is not 0.
+        own: the place of the first row; each other stands one further where it is ``causal``, and sees what is up to it.
+        most: places that any row sees.
+        window: the last places that a row sees behind the sinks, 0 for all; as long as it has not come round.
+    """
+    panels = (places + LANES - 1) // LANES
+    keys, values = packed_keys(scratch), packed_values(scratch, places, width)
+    scores = values + _LINE * LANES * panels * ((width + LANES - 1) // LANES)
+    last = min(own + 1 + (rows - 1 if causal else 0), most)
+    # an odd number of lines from row to row: no two rows lie in the same set of the first cache
+    step = _LINE * ((last + LANES - 1) // LANES | 1)
+    scale = np.float32(1 / math.sqrt(width))
+    for r in range(rows):
+        store_float(scratch + 4 * r, scale)
+    _product(query, query_step, rows, width, keys, _LINE * width, scores, step, last, scratch)
+    if far_step > 0:
+        _product(far, far_step, rows, width, keys, _LINE * width, scores, step, min(sinks, last), scratch)
+    for r in range(rows):
+        row, at = scores + r * step, own + (r if causal else 0)
+        used = min(at + 1, most)
+        if window > 0 and at < most:
+            for p in range(sinks, at - window + 1):
+                store_float(row + 4 * p, -_INFINITY)
+        store_float(scratch + _LINE + 4 * r, _ONE / exponentials(row, row, used))
+        for p in range(used, last):
+            store_float(row + 4 * p, _NONE)
+    _product(scores, step, rows, last, values, _LINE * LANES * panels, out, out_step, width, scratch + _LINE)
