@@ -58,7 +58,7 @@ def attention(instruction, memories, rows):
             out = operand(instruction, OUT, memories) + first * out_step + shift
             for t in range(0, time, ROWS):
                 attend(
-                    scratch, time, width, min(ROWS, time - t), query + t * q_step, q_step, 0, 0,
+                    scratch, packed_keys(scratch), time, width, min(ROWS, time - t), query + t * q_step, q_step, 0, 0,
                     t if causal else time - 1, causal, time, 0, 0, out + t * out_step, out_step,
                 )  # fmt: skip
     return DONE

@@ -54,13 +54,13 @@ def block_bytes(places: int, width: int) -> int:
 
 @kernel()
 def packed_keys(scratch):
-    """Where `attend` looks for the keys."""
+    """Room for packed keys."""
     return scratch + _LINE * _FACTORS
 
 
 @kernel()
 def packed_values(scratch, places, width):
-    """Where `attend` looks for the values."""
+    """Room for packed values."""
     return scratch + _LINE * (_FACTORS + LANES) + 4 * width * whole_vectors(places)
 
 
@@ -83,11 +83,14 @@ def _product(x, row_step, rows, groups, packed, panel_step, out, out_step, colum
 
 
 @kernel()
-def attend(scratch, places, width, rows, query, query_step, far, far_step, own, causal, most, sinks, window, out, out_step):
-    """Write what up to `ROWS` queries make of the packed keys and values.
+def attend(
+    scratch, keys, places, width, rows, query, query_step, far, far_step, own, causal, most, sinks, window, out, out_step
+):  # fmt: skip
+    """Write what up to `ROWS` queries make of packed keys and `packed_values`.
 
     Args:
         scratch: address of `block_bytes` for that many ``places``, the packed ones.
+        keys: `packed_keys`, or where a cache holds them like that.
         rows: of queries: ``query_step`` bytes apart, as ``out`` is by ``out_step``.
         far: queries for the first ``sinks`` places, where ``far_step`` is not 0.
         own: the place of the first row; each other stands one further where it is ``causal``, and sees what is up to it.
@@ -95,7 +98,7 @@ def attend(scratch, places, width, rows, query, query_step, far, far_step, own, 
         window: the last places that a row sees behind the sinks, 0 for all; as long as it has not come round.
     """
     panels = (places + LANES - 1) // LANES
-    keys, values = packed_keys(scratch), packed_values(scratch, places, width)
+    values = packed_values(scratch, places, width)
     scores = values + _LINE * LANES * panels * ((width + LANES - 1) // LANES)
     last = min(own + 1 + (rows - 1 if causal else 0), most)
     # an odd number of lines from row to row: no two rows lie in the same set of the first cache

@@ -1,7 +1,7 @@
 """Attention on a KV cache, one step after the other, and what puts new keys and values into it.
 
-A cache holds float32, float16, or int8 codes, keys transposed, [width][places], values and their scales by place. Places and
-rings are those of `ops/kv_cache.py`.
+A cache holds float32, float16, or int8 codes, keys (and scales of values, as keys of width 1) in panels of 16 places,
+[width][16 places], values by place. Places and rings are those of `ops/kv_cache.py`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ CAPACITY, PLACES, HEADS, HEAD_WIDTH, KIND, SINKS, WINDOW, SCRATCH = range(1, 9)
 # head_scale
 X, OUT, X_STEP, OUT_STEP = range(9, 13)
 # cache_write: SCALES is 0 for none, 1 for one a channel, 2 for one a vector
-CACHE, NEW, NEW_STEP, TRANSPOSED, SCALES, SCALE, SCALE_STEP = range(9, 16)
+CACHE, NEW, NEW_STEP, PANELS, SCALES, SCALE, SCALE_STEP = range(9, 16)
 NO_SCALE, BY_CHANNEL, BY_VECTOR = range(3)
 # cached_attention
 QUERY, QUERY_STEP, KEYS, VALUES, ATTENDED, ATTENDED_STEP, SHARED, KEY_SCALE, VALUE_SCALES, FAR, FAR_STEP = range(9, 20)
@@ -103,29 +103,29 @@ def _convert(kind, new, width, scales, scale, out):
 
 
 @kernel()
-def _convert_columns(kind, new, new_step, width, scales, scale, scratch, out, capacity):
-    """Write 16 vectors as columns, side by side: a line of the cache for each number."""
+def _convert_panel(kind, new, new_step, width, scales, scale, scratch, out):
+    """Write 16 vectors as a panel."""
     grid = floats(_ONE)
     for i in range(0, width, LANES):
         transpose(new + 4 * i, new_step, LANES - 1, width - i, scratch, 64)
         for j in range(i, min(i + LANES, width)):
             if scales == BY_CHANNEL:
                 grid = floats(load_float(scale + 4 * j))
-            _store(kind, load_floats(scratch + 64 * (j - i)), grid, out + (4 >> kind) * j * capacity)
+            _store(kind, load_floats(scratch + 64 * (j - i)), grid, out + (4 >> kind) * LANES * j)
 
 
 @kernel()
-def _put_column(kind, source, width, out, step):
-    """Copy ``width`` numbers to places ``step`` numbers apart."""
+def _put_column(kind, source, width, out):
+    """Copy ``width`` numbers into a column of a panel."""
     if kind == CODES:
         for i in range(width):
-            store_byte(out + i * step, load_byte(source + i))
+            store_byte(out + LANES * i, load_byte(source + i))
     elif kind == HALF:
         for i in range(width):
-            store_int16(out + 2 * i * step, load_int16(source + 2 * i))
+            store_int16(out + 2 * LANES * i, load_int16(source + 2 * i))
     else:
         for i in range(width):
-            store_float(out + 4 * i * step, load_float(source + 4 * i))
+            store_float(out + 4 * LANES * i, load_float(source + 4 * i))
 
 
 @operation()
@@ -135,7 +135,7 @@ def cache_write(instruction, memories, rows):
     capacity, places, sinks = field(instruction, CAPACITY), field(instruction, PLACES), field(instruction, SINKS)
     wide, size, scales = whole_vectors(width), 4 >> kind, field(instruction, SCALES)
     cache, scratch = operand(instruction, CACHE, memories), operand(instruction, SCRATCH, memories)
-    transposed, step, scale = field(instruction, TRANSPOSED), field(instruction, NEW_STEP), scratch
+    panels, step, scale = field(instruction, PANELS), field(instruction, NEW_STEP), scratch
     time, lengths, offsets = field(memories, TIME), field(memories, LENGTHS), field(memories, POSITIONS)
     for sequence in range(rows // time):
         start = load_int(offsets + 8 * sequence)
@@ -144,7 +144,8 @@ def cache_write(instruction, memories, rows):
             row, place = sequence * time + t, start + t
             if place >= places:
                 place = sinks + (place - sinks) % (places - sinks)
-            at_once = LANES if transposed and t + LANES <= count and place + LANES <= places else 1
+            lane = place % LANES
+            at_once = LANES if panels and lane == 0 and t + LANES <= count and place + LANES <= places else 1
             for head in range(heads):
                 new = operand(instruction, NEW, memories) + row * step + 4 * head * width
                 if scales == BY_CHANNEL:
@@ -152,26 +153,26 @@ def cache_write(instruction, memories, rows):
                 elif scales == BY_VECTOR:
                     scale = operand(instruction, SCALE, memories) + row * field(instruction, SCALE_STEP) + 4 * head
                 of_head = (field(memories, SEQUENCE) + sequence) * heads + head
-                column = cache + size * (of_head * width * capacity + place)
-                if not transposed:
+                column = cache + size * (width * (of_head * capacity + place - lane) + lane)
+                if not panels:
                     _convert(kind, new, width, scales, scale, cache + size * (of_head * capacity + place) * wide)
                 elif at_once > 1:
-                    _convert_columns(kind, new, step, width, scales, scale, scratch, column, capacity)
+                    _convert_panel(kind, new, step, width, scales, scale, scratch, column)
                 else:
                     _convert(kind, new, width, scales, scale, scratch)
-                    _put_column(kind, scratch, width, column, capacity)
+                    _put_column(kind, scratch, width, column)
             t += at_once
     return DONE
 
 
 @kernel()
-def _score(kind, query, keys, capacity, last, width, scores):
+def _score(kind, query, keys, last, width, scores):
     if kind == CODES:
-        score_codes(query, keys, capacity, last, width, scores)
+        score_codes(query, keys, last, width, scores)
     elif kind == HALF:
-        score_halves(query, keys, capacity, last, width, scores)
+        score_halves(query, keys, last, width, scores)
     else:
-        score_floats(query, keys, capacity, last, width, scores)
+        score_floats(query, keys, last, width, scores)
 
 
 @kernel()
@@ -209,12 +210,12 @@ def cached_attention(instruction, memories, rows):
                     scale_query(far, width, scaled)
                     if kind == CODES:
                         _multiply(scaled, key_scale, width)
-                    _score(kind, scaled, keys, capacity, min(sinks, used), width, far_scores)
+                    _score(kind, scaled, keys, min(sinks, used), width, far_scores)
                 query = operand(instruction, QUERY, memories) + row * field(instruction, QUERY_STEP) + 4 * head * width
                 scale_query(query, width, scaled)
                 if kind == CODES:
                     _multiply(scaled, key_scale, width)
-                _score(kind, scaled, keys, capacity, used, width, scores)
+                _score(kind, scaled, keys, used, width, scores)
                 if is_far:
                     for p in range(min(sinks, used)):
                         store_float(scores + 4 * p, load_float(far_scores + 4 * p))

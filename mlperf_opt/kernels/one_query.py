@@ -1,8 +1,8 @@
 """Attention of one query on a cache, its parts: scores, and the mix of values.
 
-The keys of a head lie transposed, [width][places], so that one vector holds the scores of 16 places and no sum runs across
-lanes; the values lie [places][width]. The parts exist for each kind of number that a cache holds: it is widened to float32
-as it is loaded.
+The keys of a head lie in panels of 16 places, [width][16 places], so that one vector holds the scores of 16 places, no sum
+runs across lanes, and memory is read in the order in which it lies; the values lie [places][width]. The parts exist for each
+kind of number that a cache holds: it is widened to float32 as it is loaded.
 """
 
 from __future__ import annotations
@@ -33,38 +33,36 @@ def _parts(load, size):
     """(scores of one query, mix of values) for numbers of ``size`` bytes, 16 of which ``load`` reads as float32."""
 
     @kernel()
-    def score(query, keys, places, last, width, scores):
-        """Write query k^T for the first ``last`` places, in whole vectors; ``places`` is the length of a row of keys.
-
-        Eight rows of keys at once, from one end to the other: memory is read in the order in which it lies.
-        """
-        i = 0
-        while i + 8 <= width:
-            row, at = keys + size * i * places, query + 4 * i
-            a, b = floats(load_float(at)), floats(load_float(at + 4))
-            c, d = floats(load_float(at + 8)), floats(load_float(at + 12))
-            e, f = floats(load_float(at + 16)), floats(load_float(at + 20))
-            g, h = floats(load_float(at + 24)), floats(load_float(at + 28))
-            step = size * places
-            for p in range(0, last, LANES):
-                here = row + size * p
-                total = load_floats(scores + 4 * p) if i else floats(_NONE)
-                total = multiply_add(a, load(here), total)
-                other = multiply(b, load(here + step))
-                total = multiply_add(c, load(here + 2 * step), total)
-                other = multiply_add(d, load(here + 3 * step), other)
-                total = multiply_add(e, load(here + 4 * step), total)
-                other = multiply_add(f, load(here + 5 * step), other)
-                total = multiply_add(g, load(here + 6 * step), total)
-                other = multiply_add(h, load(here + 7 * step), other)
-                store_floats(scores + 4 * p, add(total, other))
-            i += 8
-        while i < width:
-            a, row = floats(load_float(query + 4 * i)), keys + size * i * places
-            for p in range(0, last, LANES):
-                total = load_floats(scores + 4 * p) if i else floats(_NONE)
-                store_floats(scores + 4 * p, multiply_add(a, load(row + size * p), total))
-            i += 1
+    def score(query, keys, last, width, scores):
+        """Write query k^T for the first ``last`` places, in whole panels; four of them share a number of the query."""
+        panel = size * LANES * width
+        p = 0
+        while p + 4 * LANES < last + LANES:
+            a, b, c, d = floats(_NONE), floats(_NONE), floats(_NONE), floats(_NONE)
+            for i in range(width):
+                number, here = floats(load_float(query + 4 * i)), keys + size * LANES * i
+                a = multiply_add(number, load(here), a)
+                b = multiply_add(number, load(here + panel), b)
+                c = multiply_add(number, load(here + 2 * panel), c)
+                d = multiply_add(number, load(here + 3 * panel), d)
+            store_floats(scores + 4 * p, a)
+            store_floats(scores + 4 * (p + LANES), b)
+            store_floats(scores + 4 * (p + 2 * LANES), c)
+            store_floats(scores + 4 * (p + 3 * LANES), d)
+            keys += 4 * panel
+            p += 4 * LANES
+        while p < last:
+            a, b, i = floats(_NONE), floats(_NONE), 0
+            while i + 2 <= width:
+                here = keys + size * LANES * i
+                a = multiply_add(floats(load_float(query + 4 * i)), load(here), a)
+                b = multiply_add(floats(load_float(query + 4 * i + 4)), load(here + size * LANES), b)
+                i += 2
+            if i < width:
+                a = multiply_add(floats(load_float(query + 4 * i)), load(keys + size * LANES * i), a)
+            store_floats(scores + 4 * p, add(a, b))
+            keys += panel
+            p += LANES
 
     @kernel()
     def mix(shares, values, step, used, width, out):

@@ -13,6 +13,7 @@ from mlperf_opt.kernels.kv_cache import (
     CODES,
     FAR,
     FAR_STEP,
+    FLOAT,
     HALF,
     HEAD_WIDTH,
     HEADS,
@@ -53,15 +54,16 @@ def prompt_attention(instruction, memories, rows):
     time, offsets = field(memories, TIME), field(memories, POSITIONS)
     for sequence in range(rows // time):
         start = load_int(offsets + 8 * sequence)
-        held = min(start + time, places)
+        held, keys = min(start + time, places), scratch
         for head in range(heads):
             if head % shared == 0:
                 of_head = ((field(memories, SEQUENCE) + sequence) * heads + head) // shared
                 here, size = of_head * capacity, 4 >> kind
-                _pack_keys(
-                    kind, operand(instruction, KEYS, memories) + size * width * here, capacity,
-                    operand(instruction, KEY_SCALE, memories) + 4 * (head // shared) * width, held, width, scratch,
-                )  # fmt: skip
+                keys = operand(instruction, KEYS, memories) + size * width * here
+                if kind != FLOAT:
+                    scales = operand(instruction, KEY_SCALE, memories) + 4 * (head // shared) * width
+                    _pack_keys(kind, keys, scales, held, width, packed_keys(scratch))
+                    keys = packed_keys(scratch)
                 _pack_values(
                     kind, operand(instruction, VALUES, memories) + size * wide * here, wide,
                     operand(instruction, VALUE_SCALES, memories) + 4 * here, held, width, scratch,
@@ -72,7 +74,7 @@ def prompt_attention(instruction, memories, rows):
             out = operand(instruction, ATTENDED, memories) + first * out_step + shift
             for t in range(0, time, ROWS):
                 attend(
-                    scratch, held, width, min(ROWS, time - t), query + t * query_step, query_step, far + t * far_step,
+                    scratch, keys, held, width, min(ROWS, time - t), query + t * query_step, query_step, far + t * far_step,
                     far_step, start + t, 1, places, sinks, window, out + t * out_step, out_step,
                 )  # fmt: skip
     return DONE
@@ -89,12 +91,11 @@ def _widened(kind, address, number, scale):
 
 
 @kernel()
-def _pack_keys(kind, keys, capacity, scales, places, width, scratch):
-    packed = packed_keys(scratch)
+def _pack_keys(kind, keys, scales, places, width, packed):
     for p in range(0, places, LANES):
         for i in range(width):
-            store_floats(packed + 64 * i, _widened(kind, keys, i * capacity + p, scales + 4 * i))
-        packed += 64 * width
+            number = p * width + LANES * i
+            store_floats(packed + 4 * number, _widened(kind, keys, number, scales + 4 * i))
 
 
 @kernel()

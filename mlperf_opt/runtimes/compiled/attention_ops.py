@@ -60,7 +60,7 @@ def lower_head_scale(program: Program, node: Node) -> None:
 
 
 def lower_cache_write(program: Program, node: Node) -> None:
-    """cache_write: keys are kept transposed. The places of a state are filled in when a session starts."""
+    """cache_write: keys are kept in panels. The places of a state are filled in when a session starts."""
     cache, new, scale = node.argument("cache"), program.inside(node.argument("new")), node.argument("scale")
     spec = program.graph.specs[cache]
     heads, width = int(spec.shape[1]), int(spec.shape[3])
@@ -74,7 +74,7 @@ def lower_cache_write(program: Program, node: Node) -> None:
         scales, where, step = kv_cache.BY_VECTOR, program.value(scale).start(), program.value(scale).row_step
     program.emit(
         opcodes.CACHE_WRITE, 0, 0, heads, width, _KINDS[spec.dtype], *_window(node), scratch,
-        program.state(cache), new.start(), new.row_step, int(is_transposed(program.graph, cache)), scales, where, step,
+        program.state(cache), new.start(), new.row_step, int(in_panels(program.graph, cache)), scales, where, step,
     )  # fmt: skip
 
 
@@ -116,19 +116,19 @@ def lower_advance(_program: Program, _node: Node) -> None:
 
 
 def padded(places: int) -> int:
-    """Places of a row of transposed keys: whole vectors."""
+    """Places of whole panels, or numbers of whole vectors."""
     return -(-places // LANES) * LANES
 
 
-def is_transposed(graph: Graph, state: str) -> bool:
-    """Whether a state lies [width][places]: keys, and the scales of values, whose width is 1. Values lie [places][width]."""
+def in_panels(graph: Graph, state: str) -> bool:
+    """Whether a state lies in panels: keys, and the scales of values, whose width is 1. Values lie [places][width]."""
     update = next(s.update for s in graph.state if s.name == state)
     return not any(node.op == "cached_attention" and node.argument("values") == update for node in graph.nodes)
 
 
-def state_shape(spec: Spec, transposed: bool, batch: int, length: int) -> tuple[int, ...]:
-    """The shape of a cache as the kernels keep it: (N, heads, d, L) or (N, heads, L, d), rows of whole vectors."""
+def state_shape(spec: Spec, panels: bool, batch: int, length: int) -> tuple[int, ...]:
+    """The shape of a cache as the kernels keep it: (N, heads, L / 16, d, 16) or (N, heads, L, d), in whole vectors."""
     heads, width = int(spec.shape[1]), int(spec.shape[3])
-    if transposed:
-        return batch, heads, width, padded(length)
+    if panels:
+        return batch, heads, padded(length) // LANES, width, LANES
     return batch, heads, padded(length), padded(width)

@@ -16,7 +16,7 @@ from mlperf_opt.errors import GraphError
 from mlperf_opt.graph import LENGTHS, POSITION, Graph, fuse_graph
 from mlperf_opt.kernels import machine
 from mlperf_opt.runtimes.base import Isa, Observer, RuntimeOptions, Sparse
-from mlperf_opt.runtimes.compiled.attention_ops import is_transposed, padded, state_shape
+from mlperf_opt.runtimes.compiled.attention_ops import in_panels, padded, state_shape
 from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
 from mlperf_opt.runtimes.compiled.observe import observe
 from mlperf_opt.runtimes.compiled.program import Program
@@ -66,7 +66,7 @@ class CompiledExecutable:
         self._out_row = tuple(int(d) for d in self._spec.shape[self._leading :])
         self._out_dtype = np.dtype(self._spec.dtype)
         self._out_count = math.prod(self._out_row)
-        self._states = [(state.name, state.spec, is_transposed(graph, state.name)) for state in graph.state]
+        self._states = [(state.name, state.spec, in_panels(graph, state.name)) for state in graph.state]
         self._is_rows = not self._timed and not graph.state and self._spec.dtype == "float32" == self._input.dtype
         self._preparing = threading.Lock()
         self._row_macs = graph.macs({"N": 1, "T": 1, "L": 1})
@@ -175,8 +175,8 @@ class CompiledExecutable:
         return {
             name: np.zeros(batch, np.int64)
             if name == POSITION
-            else np.zeros(state_shape(spec, transposed, batch, length), spec.dtype)
-            for name, spec, transposed in self._states
+            else np.zeros(state_shape(spec, panels, batch, length), spec.dtype)
+            for name, spec, panels in self._states
         }
 
     def _bind(self, batch: int, length: int, state: dict[str, Array]) -> Run:

@@ -12,7 +12,7 @@ from mlperf_opt.graph import Graph
 from mlperf_opt.kernels import machine
 from mlperf_opt.kernels.instruction import INPUT, OUTPUT
 from mlperf_opt.runtimes.base import Observer
-from mlperf_opt.runtimes.compiled.attention_ops import is_transposed
+from mlperf_opt.runtimes.compiled.attention_ops import in_panels
 from mlperf_opt.runtimes.compiled.layout import Value
 from mlperf_opt.runtimes.compiled.program import Program
 from mlperf_opt.runtimes.compiled.worker import Worker, aligned_bytes
@@ -91,5 +91,8 @@ def _read(value: Value, arena: Array, rows: int) -> Array:
 
 def _cache(graph: Graph, state: dict[str, Array], name: str, shape: tuple[int, ...]) -> Array:
     length, width = shape[2:]
-    held = state[name].swapaxes(2, 3) if is_transposed(graph, name) else state[name]
+    held = state[name]
+    if in_panels(graph, name):
+        rows, heads, panels, width, lanes = held.shape
+        held = held.swapaxes(3, 4).reshape(rows, heads, panels * lanes, width)
     return held[:, :, :length, :width].copy()
