@@ -77,11 +77,22 @@ def run_notes(records: Sequence[Record]) -> list[str]:
         notes.append(
             "worse: the quality fell by more than measure.max_drop; the number is VALID, the model may not be for you."
         )
+    rows = {reason: [r for r in records if reason in _valid_reasons(r)] for r in records for reason in _valid_reasons(r)}
     for record in records:
-        if record.reasons or record.status != "VALID":
-            status = "" if record.status == "VALID" else f"{record.status}: "
-            notes.append(f"{record.step} {record.name}: {status}{record.reasons or 'no reason given'}")
+        if record.status != "VALID":
+            notes.append(f"{record.step} {record.name}: {record.status}: {record.reasons or 'no reason given'}")
+        elif own := [reason for reason in _valid_reasons(record) if len(rows[reason]) == 1]:
+            notes.append(f"{record.step} {record.name}: {'; '.join(own)}")
+    for reason, of in rows.items():
+        if len(of) > 1:
+            who = "all rows" if len(of) == len(records) else ", ".join(f"{r.step} {r.name}" for r in of)
+            notes.append(f"{who}: {reason}")
     return notes + _plan_notes(records)
+
+
+def _valid_reasons(record: Record) -> list[str]:
+    """What a VALID row's reasons say, one by one; an INVALID row's stay together, in the order in which they came."""
+    return record.reasons.split("; ") if record.reasons and record.status == "VALID" else []
 
 
 def _plan_notes(records: Sequence[Record]) -> list[str]:

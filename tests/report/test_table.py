@@ -125,6 +125,23 @@ def test_notes_give_the_noise_and_the_reasons(make_record):
     assert run_notes([]) == []
 
 
+def test_what_several_rows_say_stands_below_the_table_once(make_record):
+    few, part = "p99 needs 662 queries, got 6", "fc1 keeps fp16"
+    records = [
+        make_record("baseline", step=0, reasons=few),
+        make_record("quant", step=1, reasons=f"{part}; {few}"),
+        make_record("prune", step=2, reasons=f"no finetune; {part}; {few}"),
+    ]
+    assert run_notes(records)[1:] == ["2 prune: no finetune", f"all rows: {few}", f"1 quant, 2 prune: {part}"]
+    broken = make_record("fuse", step=3, status="INVALID", reasons=f"out of memory; {few}")
+    assert run_notes([*records, broken])[1:] == [
+        "2 prune: no finetune",
+        f"3 fuse: INVALID: out of memory; {few}",
+        f"0 baseline, 1 quant, 2 prune: {few}",
+        f"1 quant, 2 prune: {part}",
+    ]
+
+
 def test_a_sweep_shows_its_overrides_and_the_last_step(make_record):
     measured = to_row(make_record(quality_metric="accuracy", quality=0.9, weights_bytes=2500, **speed(2.0, 0.1)))
     del measured["model"]
