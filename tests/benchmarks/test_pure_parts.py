@@ -114,7 +114,10 @@ def test_the_promises_of_the_cache_are_compared_with_its_own_runtime():
     steps["compiled, window"] = {**steps["compiled, cache"], 1024: [400e-6]}
     whole = {"numpy, no cache": [1.3], "numpy, cache": [0.1], "compiled, no cache": [0.3], "compiled, cache": [0.04]}
     targets = context.checks(
-        steps, whole, {"prefill": [1.0], "steps": [8.0]}, {"compiled, cache": 400, "compiled, int8 cache": 110}
+        steps,
+        whole,
+        {"numpy": {"prefill": [1.0], "steps": [6.0]}, "compiled": {"prefill": [1.0], "steps": [4.0]}},
+        {"compiled, cache": 400, "compiled, int8 cache": 110},
     )
     found = [(figure(target.measured), target.verdict) for target in targets]
     assert found == [
@@ -127,7 +130,8 @@ def test_the_promises_of_the_cache_are_compared_with_its_own_runtime():
         ("3.63x", "met"),  # 400 / 110 bytes
         ("1.00x", "met"),
         ("1.50x", "met"),
-        ("8.00x", "met"),
+        ("6.00x", "met"),
+        ("4.00x", "missed"),
         ("0.75x", "missed"),  # the window took 400 us at 1,024 and 300 at 256
     ]
 
@@ -159,10 +163,10 @@ def test_perplexities_are_compared_stream_by_stream():
 @pytest.mark.parametrize(
     "sinks, without, far, verdicts",
     [
-        ([(1.0, 0.9, 1.08), (1.0, 0.9, 1.05)], (1.05, 1.02, 1.08), 1.0, ["met", "met", "met", "met"]),
-        ([(1.0, 0.9, 1.05), (1.05, 1.0, 1.12)], (1.05, 1.02, 1.08), 1.0, ["met", "missed", "met", "met"]),
-        ([(1.0, 0.9, 1.05), (1.0, 0.9, 1.05)], (1.05, 0.99, 1.11), 1.1, ["met", "met", "missed", "missed"]),
-        ([(1.0, 0.9, 1.05), (math.nan,) * 3], (math.nan,) * 3, 1.0, ["missed", "missed", "missed", "met"]),
+        ([(1.0, 0.9, 1.08), (1.0, 0.9, 1.05)], (1.05, 1.02, 1.08), 1.0, ["met", "met", "met", "met", "met"]),
+        ([(1.0, 0.9, 1.05), (1.05, 1.0, 1.12)], (1.001, 1.0005, 1.0015), 1.0, ["met", "missed", "met", "missed", "met"]),
+        ([(1.0, 0.9, 1.05), (1.0, 0.9, 1.05)], (1.05, 0.99, 1.11), 1.1, ["met", "met", "missed", "missed", "missed"]),
+        ([(1.0, 0.9, 1.05), (math.nan,) * 3], (math.nan,) * 3, 1.0, ["missed", "missed", "missed", "missed", "met"]),
     ],
 )
 def test_streams_are_held_to_the_worse_end_of_an_interval(sinks, without, far, verdicts):
