@@ -35,7 +35,7 @@ from mlperf_opt.kernels.emit import (
 )
 from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import features, kernel, operation
-from mlperf_opt.kernels.opcodes import DONE, PRODUCT
+from mlperf_opt.kernels.opcodes import DONE, INT8_PRODUCT
 from mlperf_opt.kernels.product import (
     BIAS,
     COLUMNS,
@@ -72,7 +72,7 @@ from mlperf_opt.kernels.tiles import INT8_FINISH, finish_codes, finish_real, var
 ROWS, TILE_BYTES = 16, 1024
 GROUPS_OF_TILE = 16
 SCRATCH_BYTES = 4 * TILE_BYTES
-CONFIG = 30  # field: the reference to the tile configuration
+CONFIG = 29  # field: the reference to the tile configuration
 _SHAPES = ((1, 1), (1, 2), (2, 1), (2, 2))  # (tiles of rows, panels)
 _SUMS_STEP = 128  # bytes of a row of sums: two panels
 _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA, _SYS_ARCH_PRCTL = 0x1023, 18, 158
@@ -185,13 +185,13 @@ def _finish_block(instruction_, memories, sums, tiles, tile_rows, panel, panels,
             )  # fmt: skip
 
 
-@operation(leaves_to=PRODUCT)
+@operation(leaves_to=INT8_PRODUCT)
 def product_on_tiles(instruction_, memories, rows):
-    """Run one int8 product, as `product.product`; a linear layer of fewer rows than a tile is left to that one."""
+    """Run one int8 product, as `product.int8_product`; a linear layer of fewer rows than a tile is left to that one."""
     images, lines, pixels = 1, 1, rows
     convolution = field(instruction_, PIXELS) > 0
     if rows < ROWS and not convolution:
-        return PRODUCT
+        return INT8_PRODUCT
     if convolution:
         images, lines, pixels = rows, field(instruction_, LINES), field(instruction_, PIXELS)
     panels, segments, groups = field(instruction_, PANELS), field(instruction_, SEGMENTS), field(instruction_, GROUPS)

@@ -69,6 +69,11 @@ def call(b: ir.IRBuilder, name: str, result: Any, *arguments: Any) -> Any:
     return b.call(function, arguments)
 
 
+def held_back(b: ir.IRBuilder, value: Any) -> Any:
+    """The same int64, of which LLVM knows nothing: what is made of it is made here, not in front of the loops around."""
+    return b.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], side_effect=True)
+
+
 def tail_mask(b: ir.IRBuilder, count: Any) -> Any:
     """True in the first ``count`` (int64, any value) lanes."""
     places = ir.Constant(lanes_of(I64), list(range(LANES)))

@@ -21,16 +21,19 @@ _LOG = logging.getLogger(__name__)
 _LOCK = threading.RLock()  # one thread compiles, the others wait for what it leaves
 
 
-def kernel(*signatures: str) -> Callable[[F], F]:
+def kernel(*signatures: str, inline: bool = False) -> Callable[[F], F]:
     """Decorate a function to be compiled, to run without the interpreter lock.
 
     Args:
         signatures: compile for these types when the module is imported (from the cache, where it is there already);
             none: when it is first called, which kernels that other kernels call want.
+        inline: be written out in whoever calls it, before anything is typed: a function can be an argument then, and
+            what constant arguments rule out is not compiled.
     """
 
     def decorate(function: F) -> F:
-        compiled: Any = numba.njit(nogil=True, error_model="numpy")(function)
+        written_out = "always" if inline else "never"
+        compiled: Any = numba.njit(nogil=True, error_model="numpy", inline=written_out)(function)
         if signatures and not config.DISABLE_JIT:  # else it is the function itself
             _use_cache(compiled)
             for signature in signatures:

@@ -27,7 +27,11 @@ PROGRAM, COUNT, MEMORY_TABLE, CHUNK, INPUT_STEP, OUTPUT_STEP, KERNEL_TABLE, MOVE
 JOB_WIDTH = 8
 
 KERNELS = {
-    opcodes.PRODUCT: product.product,
+    opcodes.FLOAT_PRODUCT: product.float_product,
+    opcodes.HALF_PRODUCT: product.half_product,
+    opcodes.CODES_PRODUCT: product.codes_product,
+    opcodes.INT8_PRODUCT: product.int8_product,
+    opcodes.PORTABLE_PRODUCT: product.portable_product,
     opcodes.TILE_PRODUCT: amx.product_on_tiles,
     opcodes.SPARSE_PRODUCT: sparse.sparse_product,
     opcodes.RELU: elementwise.relu,

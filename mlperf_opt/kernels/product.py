@@ -2,6 +2,9 @@
 
 Rows and columns that are left over at an edge are covered by a last tile that overlaps the one before: it computes a few
 outputs twice, to the same bits, and no shape needs code of its own.
+
+There is an operation for each kind of product, because the micro-kernels take long to compile and a network needs those of
+one or two kinds. All of them are the same loops around other micro-kernels.
 """
 
 from __future__ import annotations
@@ -17,13 +20,13 @@ from mlperf_opt.kernels.tiles import CODES, FLOAT, GROUP_BYTES, HALF, INT8, INT8
 
 # fields of the instruction, behind the opcode
 (
-    KIND, X, IMAGE_STEP, LINE_STEP, ROW_STEP, LINES, PIXELS, SEGMENTS, SEGMENT_STEP, GROUPS, WEIGHT, PANELS, OUT,
+    X, IMAGE_STEP, LINE_STEP, ROW_STEP, LINES, PIXELS, SEGMENTS, SEGMENT_STEP, GROUPS, WEIGHT, PANELS, OUT,
     OUT_IMAGE_STEP, OUT_LINE_STEP, OUT_ROW_STEP, COLUMNS, BIAS, SCALE, LOW, TO_CODES, ZERO, ROW_SCALE, ROW_ZERO,
     SCALES_IMAGE_STEP, SCALES_ROW_STEP, SUMS, REAL_BIAS, SCRATCH,
-) = range(1, 30)  # fmt: skip
+) = range(1, 29)  # fmt: skip
 
 _float_tile, _half_tile, _codes_tile = tiles.float_tile, tiles.half_tile, tiles.codes_tile
-_int8_tile, _int8_portable_tile = tiles.int8_tile, tiles.int8_portable_tile
+_int8_tile, _portable_tile = tiles.int8_tile, tiles.portable_tile
 _MOST_ROWS = 12
 _WIDEN_FROM = 4  # rows: from here on, widening half and int8 weights once is cheaper than once for each row
 
@@ -51,7 +54,7 @@ def _rows_table() -> np.ndarray:
 
 
 _SHAPE, _ROWS = _shape_table(), _rows_table()
-_FLOAT, _HALF, _CODES, _INT8 = FLOAT, HALF, CODES, INT8
+_FLOAT, _HALF, _CODES, _INT8, _PORTABLE = FLOAT, HALF, CODES, INT8, INT8_PORTABLE
 _GROUP_BYTES = np.array([GROUP_BYTES[kind] for kind in sorted(GROUP_BYTES)])
 
 
@@ -64,13 +67,17 @@ def _panels_at_once(kind, panels, pixels):
     return wanted
 
 
-@operation()
-def product(instruction, memories, rows):
+@kernel(inline=True)
+def _product(tile, stored, running, instruction, memories, rows):
     """Run one product; ``rows`` are the rows of a linear layer, or the images of a convolution (PIXELS > 0).
 
     Everything is read out of the instruction before the loops: a tile of a small layer takes no longer than that.
+
+    Args:
+        tile: the micro-kernels of the kind ``running``.
+        stored: the kind that the weights are packed for; where it is another, they are widened first.
+        running: the kind that is run.
     """
-    kind = field(instruction, KIND)
     images, lines, pixels = 1, 1, rows
     if field(instruction, PIXELS) > 0:
         images, lines, pixels = rows, field(instruction, LINES), field(instruction, PIXELS)
@@ -94,19 +101,16 @@ def product(instruction, memories, rows):
     scales_image_step, scales_step = field(instruction, SCALES_IMAGE_STEP), field(instruction, SCALES_ROW_STEP)
     sums, real_bias = operand(instruction, SUMS, memories), operand(instruction, REAL_BIAS, memories)
     column_bytes = LANES if to_codes else 4 * LANES
-    panel_step = segments * groups * _GROUP_BYTES[kind]
-    widen = (kind == _HALF or kind == _CODES) and pixels >= _WIDEN_FROM
-    running = _FLOAT if widen else kind
-    step = segments * groups * _GROUP_BYTES[running]
+    panel_step, step = segments * groups * _GROUP_BYTES[stored], segments * groups * _GROUP_BYTES[running]
     at_once = _panels_at_once(running, panels, pixels)
     for image in range(images):
         done = 0
         while done < panels:
             panel = min(done, panels - at_once)
             here = weight + panel * panel_step
-            if widen:
+            if stored != running:
                 scratch = operand(instruction, SCRATCH, memories)
-                _widen(kind, here, scratch, at_once, segments * groups, scale + 64 * panel)
+                _widen(stored, here, scratch, at_once, segments * groups, scale + 64 * panel)
                 here = scratch
             columns, skip = all_columns - LANES * panel, 64 * panel
             for line in range(lines):
@@ -117,36 +121,54 @@ def product(instruction, memories, rows):
                     x = x_start + image * image_step + line * line_step + row * row_step
                     out = out_start + image * out_image_step + line * out_line_step + row * out_step + panel * column_bytes
                     grid = image * scales_image_step + row * scales_step
-                    if running == _FLOAT:
-                        _float_tile(
-                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
-                            bias + skip, scale + skip, low,
-                        )  # fmt: skip
-                    elif running == _HALF:
-                        _half_tile(
-                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
-                            bias + skip, scale + skip, low,
-                        )  # fmt: skip
-                    elif running == _CODES:
-                        _codes_tile(
-                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
-                            bias + skip, scale + skip, low,
-                        )  # fmt: skip
-                    elif running == _INT8:
-                        _int8_tile(
-                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
-                            to_codes, bias + skip, scale + skip, zero, row_scale + grid, row_zero + grid, scales_step,
-                            sums + skip, real_bias + skip, low,
-                        )  # fmt: skip
-                    else:
-                        _int8_portable_tile(
-                            shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
-                            to_codes, bias + skip, scale + skip, zero, row_scale + grid, row_zero + grid, scales_step,
-                            sums + skip, real_bias + skip, low,
-                        )  # fmt: skip
+                    tile(
+                        shape, x, row_step, segments, segment_step, groups, here, step, out, out_step, columns,
+                        to_codes, bias + skip, scale + skip, zero, row_scale + grid, row_zero + grid, scales_step,
+                        sums + skip, real_bias + skip, low,
+                    )  # fmt: skip
                     first += now
             done += at_once
     return DONE
+
+
+@operation()
+def float_product(instruction, memories, rows):
+    """float32 weights."""
+    return _product(_float_tile, _FLOAT, _FLOAT, instruction, memories, rows)
+
+
+@operation()
+def half_product(instruction, memories, rows):
+    """float16 weights: widened as they are read, or once for many rows."""
+    if _pixels(instruction, rows) >= _WIDEN_FROM:
+        return _product(_float_tile, _HALF, _FLOAT, instruction, memories, rows)
+    return _product(_half_tile, _HALF, _HALF, instruction, memories, rows)
+
+
+@operation()
+def codes_product(instruction, memories, rows):
+    """int8 weights in float32 arithmetic: widened as they are read, or once for many rows."""
+    if _pixels(instruction, rows) >= _WIDEN_FROM:
+        return _product(_float_tile, _CODES, _FLOAT, instruction, memories, rows)
+    return _product(_codes_tile, _CODES, _CODES, instruction, memories, rows)
+
+
+@operation()
+def int8_product(instruction, memories, rows):
+    """int8 weights and uint8 rows, by vpdpbusd where the CPU has it."""
+    return _product(_int8_tile, _INT8, _INT8, instruction, memories, rows)
+
+
+@operation()
+def portable_product(instruction, memories, rows):
+    """The same by 32-bit products."""
+    return _product(_portable_tile, _PORTABLE, _PORTABLE, instruction, memories, rows)
+
+
+@kernel()
+def _pixels(instruction, rows):
+    """How many rows share the weights: of a linear layer, or the pixels of a line of a convolution."""
+    return field(instruction, PIXELS) if field(instruction, PIXELS) > 0 else rows
 
 
 @kernel()

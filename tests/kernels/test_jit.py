@@ -147,15 +147,18 @@ def test_every_opcode_has_one_kernel():
 def test_what_is_too_small_for_tiles_is_left_to_a_kernel_that_is_ready(monkeypatch):
     monkeypatch.setattr(machine, "_table", np.zeros(len(machine.KERNELS), np.int64))
     machine.kernel_table([opcodes.TILE_PRODUCT])
-    assert set(np.flatnonzero(machine._table)) == {opcodes.TILE_PRODUCT, opcodes.PRODUCT}
+    assert set(np.flatnonzero(machine._table)) == {opcodes.TILE_PRODUCT, opcodes.INT8_PRODUCT}
 
 
 @pytest.mark.slow
 def test_compiling_everything_takes_little_memory(tmp_path):
-    """It was 355 MB, then 285, and is about 253 since no kernel is a part of another."""
+    """About 307 MiB. No network needs all of it: of the five products, which hold a part in common each, one or two.
+
+    It was 282 with one kernel for all of them, which every network had to compile: 211 for it alone, now 165 to 190.
+    """
     used = int(_run(f"from mlperf_opt.kernels import machine; machine.kernel_table(machine.KERNELS); {_HELD}", tmp_path)[0])
     assert len(_kept(tmp_path)) == len(machine.KERNELS) + 2, "it was compiled here, and `run` and `run_arrays`"
-    assert used < 275 * 1024, f"{used} KiB"
+    assert used < 330 * 1024, f"{used} KiB"
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from mlperf_opt.graph import Node
 from mlperf_opt.kernels import amx, opcodes
 from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.jit import features
-from mlperf_opt.kernels.tiles import CODES, FLOAT, HALF, INT8, INT8_PORTABLE
 from mlperf_opt.runtimes.compiled.layout import Value, unsupported
 from mlperf_opt.runtimes.compiled.packing import (
     GROUP,
@@ -28,6 +27,7 @@ from mlperf_opt.runtimes.compiled.sparse_ops import plan_codes, plan_floats
 
 Array = NDArray[Any]
 _TILE_FROM = 48  # inputs of a segment: with fewer, most of a 64-byte tile would be filled up
+_FLOAT_PRODUCTS = {"float32": opcodes.FLOAT_PRODUCT, "float16": opcodes.HALF_PRODUCT, "int8": opcodes.CODES_PRODUCT}
 _LARGEST = np.finfo(np.float32).max
 
 
@@ -72,15 +72,15 @@ def lower_float(program: Program, node: Node) -> None:
     x, weight, (image_step, line_step, row_step, lines, pixels, segment_step) = _geometry(program, node, stored)
     columns, segments, k = weight.shape
     plan = plan_floats(program, node, weight, scale)
-    kind = {"float32": FLOAT, "float16": HALF, "int8": CODES}[str(stored.dtype)]
-    if kind == HALF and "f16c" not in features():
-        kind, weight = FLOAT, weight.astype(np.float32)
+    opcode = _FLOAT_PRODUCTS[str(stored.dtype)]
+    if opcode == opcodes.HALF_PRODUCT and "f16c" not in features():
+        opcode, weight = opcodes.FLOAT_PRODUCT, weight.astype(np.float32)
     bias = node.argument("bias")
     out = _room(program, node, stored)
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
-    scratch = program.scratch(8 * LANES * 4 * segments * k) if kind != FLOAT else 0
+    scratch = program.scratch(8 * LANES * 4 * segments * k) if opcode != opcodes.FLOAT_PRODUCT else 0
     program.emit(
-        opcodes.PRODUCT, kind, _input_start(node, x, stored), image_step, line_step, row_step, lines, pixels,
+        opcode, _input_start(node, x, stored), image_step, line_step, row_step, lines, pixels,
         segments, segment_step, k, program.constant(pack_floats(plan.dense(weight))), panels_of(columns), out.start(),
         *_out_steps(out), columns,
         program.constant(per_column(program.weight(bias) if bias else np.zeros(columns), columns, np.float32)),
@@ -127,11 +127,11 @@ def lower_codes(program: Program, node: Node) -> None:
         y_zero = int(program.weight(node.argument("y_zero")))
     out = _room(program, node, codes)
     vnni = "avx512vnni" in features() and program.isa != "portable"
+    opcode = opcodes.TILE_PRODUCT if on_tiles else opcodes.INT8_PRODUCT if vnni else opcodes.PORTABLE_PRODUCT
     low = 0.0 if node.attributes.get("activation") == "relu" else -math.inf
     rows = min(amx.ROWS, pixels or amx.ROWS)
     program.emit(
-        opcodes.TILE_PRODUCT if on_tiles else opcodes.PRODUCT, INT8 if vnni else INT8_PORTABLE,
-        _input_start(node, x, codes), image_step, line_step, row_step, lines, pixels,
+        opcode, _input_start(node, x, codes), image_step, line_step, row_step, lines, pixels,
         segments, segment_step, groups, program.constant(pack_int8(plan.dense(weight), groups)), panels_of(columns),
         out.start(), *_out_steps(out), columns, program.constant(per_column(integer, columns, np.int32)),
         program.constant(per_column(scale, columns, np.float32)), float_bits(low), 1 if y_scale else 0, y_zero,

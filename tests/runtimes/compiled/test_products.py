@@ -2,12 +2,16 @@
 
 import numpy as np
 import pytest
-from compiled_cases import check_against_numpy, check_same, codes_input, f32, runtime, scalar
+from compiled_cases import check_against_numpy, check_same, codes_input, f32, model, runtime, scalar
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlperf_opt.graph import Affine, Dense, GraphBuilder, Weight, verify
+from mlperf_opt.kernels import machine, opcodes
+from mlperf_opt.kernels.jit import features
 from mlperf_opt.runtimes import NUMPY
+from mlperf_opt.runtimes.compiled.lowerings import LOWERINGS
+from mlperf_opt.runtimes.compiled.program import Program
 
 ISAS = st.sampled_from(["auto", "vnni", "portable"])
 ZEROS = st.sampled_from([0, 1, 127, 255])
@@ -236,3 +240,24 @@ def test_a_batch_of_none():
     graph = build.finish(build.node("linear", "y", x, weight=f32([1, 2, 3, 4, 5])))
     for threads in (1, 2):
         assert runtime(threads).prepare(graph)(np.zeros((0, 5), np.float32)).shape == (0, 1)
+
+
+_PRODUCTS = {value for name, value in vars(opcodes).items() if name.endswith("_PRODUCT")}
+
+
+@pytest.mark.parametrize(
+    "before, isa, feature, wanted",
+    [
+        ("none", "auto", None, opcodes.FLOAT_PRODUCT),
+        ("fp16", "auto", "f16c", opcodes.HALF_PRODUCT),
+        ("weight_only", "auto", None, opcodes.CODES_PRODUCT),
+        ("static", "vnni", "avx512vnni", opcodes.INT8_PRODUCT),
+        ("static", "portable", None, opcodes.PORTABLE_PRODUCT),
+    ],
+)
+def test_a_network_waits_for_the_products_of_its_own_kind_alone(monkeypatch, before, isa, feature, wanted):
+    if feature and feature not in features():
+        pytest.skip(f"this CPU lacks {feature}")
+    monkeypatch.setattr(machine, "_table", np.zeros(len(machine.KERNELS), np.int64))
+    Program(model("mlp", before)[0], 8, LOWERINGS, isa, "never")
+    assert _PRODUCTS.intersection(np.flatnonzero(machine._table)) == {wanted}
