@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mlperf_opt.errors import SessionError
 from mlperf_opt.runtimes import greedy
 from mlperf_opt.settings import require
 
@@ -74,10 +76,16 @@ class SamplingSettings:
 
 
 def choose(settings: SamplingSettings, logits: Array, generators: Sequence[np.random.Generator]) -> Array:
-    """Return a token for each row of logits (N, V), drawn by the row's own generator: int64 (N,)."""
+    """Return a token for each row of logits (N, V), drawn by the row's own generator: int64 (N,).
+
+    Raises:
+        SessionError: logits that are NaN or infinite; the most likely one (temperature 0) is taken of any.
+    """
     if settings.temperature == 0:
         return greedy(logits)
     sums = settings._shares(logits).cumsum(axis=1)
+    if not all(map(math.isfinite, sums[:, -1].tolist())):
+        raise SessionError("the network's outputs are not finite, so there is no token to draw")
     drawn = [
         row.searchsorted(rng.random() * end, "right")
         for row, end, rng in zip(sums, sums[:, -1].tolist(), generators, strict=True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hn
 
-from mlperf_opt.errors import ConfigError
+from mlperf_opt.errors import ConfigError, SessionError
 from mlperf_opt.sampling import SamplingSettings, choose
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3]))
@@ -58,6 +58,24 @@ def test_tokens_are_drawn_as_often_as_they_are_likely():
 def test_what_is_cut_off_is_never_drawn():
     drawn = choose(SamplingSettings(top_k=2), np.tile(LOGITS, (2000, 1)), [np.random.default_rng(1)] * 2000)
     assert set(drawn.tolist()) == {1, 3}
+
+
+def test_rows_of_any_size_are_drawn_each_by_itself():
+    found = SamplingSettings(temperature=1.0).probabilities(np.array([[0.0, 1.0], [1000.0, 1001.0], [-1000.0, -1001.0]]))
+    likely = 1 / (1 + math.exp(-1))
+    np.testing.assert_allclose(found, [[1 - likely, likely], [1 - likely, likely], [likely, 1 - likely]])
+
+
+def test_what_comes_after_top_p_is_reached_is_cut_off():
+    logits = np.log(np.array([[0.25, 0.5, 0.25]]))
+    assert SamplingSettings(temperature=1.0, top_p=0.5).probabilities(logits).tolist() == [[0, 1, 0]]
+
+
+@pytest.mark.parametrize("wrong", [[0.0, math.nan], [0.0, math.inf], [-math.inf, -math.inf]])
+def test_from_what_is_not_finite_nothing_is_drawn(wrong):
+    rows = np.array([[0.0, 1.0], wrong])
+    with np.errstate(invalid="ignore"), pytest.raises(SessionError, match="outputs are not finite"):
+        choose(SamplingSettings(), rows, [np.random.default_rng(0)] * 2)
 
 
 def test_temperature_zero_takes_the_first_of_the_most_likely():

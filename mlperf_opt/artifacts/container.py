@@ -66,7 +66,7 @@ def to_bytes(content: Content) -> bytes:
     for name, array in content.tensors.items():
         if str(array.dtype) not in _WRITABLE:
             raise ArtifactError(f"tensor {name!r}: a file can't hold the dtype {array.dtype}")
-        tensors[name] = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(array.shape)
+        tensors[name] = np.ascontiguousarray(array).reshape(array.shape)
     if _METADATA in tensors:
         raise ArtifactError(f"{_METADATA!r} can't be the name of a tensor")
     try:

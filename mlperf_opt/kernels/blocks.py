@@ -47,21 +47,21 @@ def whole_vectors(count):
 
 
 def block_bytes(places: int, width: int) -> int:
-    """Scratch of `attend`, the packed keys and values included; up to 15 lines behind the last key may be written."""
+    """Scratch of `attend`, the packed keys and values included."""
     panels, vectors = -(-places // LANES), -(-width // LANES)
-    return _LINE * (_FACTORS + panels * width + LANES + vectors * panels * LANES + ROWS * (panels | 1))
+    return _LINE * (_FACTORS + panels * width + vectors * panels * LANES + ROWS * (panels | 1))
 
 
 @kernel()
 def packed_keys(scratch):
-    """Room for packed keys."""
+    """Room for packed keys. What is written behind the last, up to 15 lines, is room of the values, which come next."""
     return scratch + _LINE * _FACTORS
 
 
 @kernel()
 def packed_values(scratch, places, width):
     """Room for packed values."""
-    return scratch + _LINE * (_FACTORS + LANES) + 4 * width * whole_vectors(places)
+    return scratch + _LINE * _FACTORS + 4 * width * whole_vectors(places)
 
 
 @kernel()
@@ -97,12 +97,11 @@ def attend(
         most: places that any row sees.
         window: the last places that a row sees behind the sinks, 0 for all; as long as it has not come round.
     """
-    panels = (places + LANES - 1) // LANES
-    values = packed_values(scratch, places, width)
-    scores = values + _LINE * LANES * panels * ((width + LANES - 1) // LANES)
+    values, panel = packed_values(scratch, places, width), _LINE * whole_vectors(places)
+    scores = values + 4 * whole_vectors(places) * whole_vectors(width)
     last = min(own + 1 + (rows - 1 if causal else 0), most)
     # an odd number of lines from row to row: no two rows lie in the same set of the first cache
-    step = _LINE * ((last + LANES - 1) // LANES | 1)
+    step = _LINE * (whole_vectors(last) // LANES | 1)
     scale = np.float32(1 / math.sqrt(width))
     for r in range(rows):
         store_float(scratch + 4 * r, scale)
@@ -112,10 +111,10 @@ def attend(
     for r in range(rows):
         row, at = scores + r * step, own + (r if causal else 0)
         used = min(at + 1, most)
-        if window > 0 and at < most:
+        if window > 0 and at < most:  # a row of padding may stand further, where no scores are
             for p in range(sinks, at - window + 1):
                 store_float(row + 4 * p, -_INFINITY)
         store_float(scratch + _LINE + 4 * r, _ONE / exponentials(row, row, used))
         for p in range(used, last):
             store_float(row + 4 * p, _NONE)
-    _product(scores, step, rows, last, values, _LINE * LANES * panels, out, out_step, width, scratch + _LINE)
+    _product(scores, step, rows, last, values, panel, out, out_step, width, scratch + _LINE)

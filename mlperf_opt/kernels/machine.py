@@ -88,7 +88,8 @@ def run(job, x, out, lengths, positions, first, last, time):
         time: rows of a sequence, 1 where there is no time.
 
     Returns:
-        False for a token id that is out of range: nothing was read or written beside the tables, and no position moved.
+        False for a token id that is out of range: nothing was read or written beside the tables, and no position moved. What
+        earlier chunks wrote lies behind their positions, but for a ring that is full.
     """
     program, count, memories, start = field(job, PROGRAM), field(job, COUNT), field(job, MEMORY_TABLE), first
     kernels, chunk = field(job, KERNEL_TABLE), max(1, field(job, CHUNK) // time)

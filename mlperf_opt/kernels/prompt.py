@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from mlperf_opt.kernels.blocks import ROWS, attend, packed_keys, packed_values, whole_vectors
 from mlperf_opt.kernels.emit import LANES
-from mlperf_opt.kernels.instruction import POSITIONS, SEQUENCE, TIME, field, operand
+from mlperf_opt.kernels.instruction import LENGTHS, POSITIONS, SEQUENCE, TIME, field, operand
 from mlperf_opt.kernels.jit import kernel, operation
 from mlperf_opt.kernels.kv_cache import (
     ATTENDED,
@@ -42,6 +44,8 @@ from mlperf_opt.kernels.simd import (
     store_floats,
 )
 
+_NONE = np.float32(0)
+
 
 @operation()
 def prompt_attention(instruction, memories, rows):
@@ -51,10 +55,11 @@ def prompt_attention(instruction, memories, rows):
     sinks, window, wide = field(instruction, SINKS), field(instruction, WINDOW), whole_vectors(width)
     query_step, far_step = field(instruction, QUERY_STEP), field(instruction, FAR_STEP)
     out_step, scratch = field(instruction, ATTENDED_STEP), operand(instruction, SCRATCH, memories)
-    time, offsets = field(memories, TIME), field(memories, POSITIONS)
+    time, lengths, offsets = field(memories, TIME), field(memories, LENGTHS), field(memories, POSITIONS)
     for sequence in range(rows // time):
         start = load_int(offsets + 8 * sequence)
         held, keys = min(start + time, places), scratch
+        known = min(start + load_int(lengths + 8 * sequence), held)
         for head in range(heads):
             if head % shared == 0:
                 of_head = ((field(memories, SEQUENCE) + sequence) * heads + head) // shared
@@ -66,7 +71,7 @@ def prompt_attention(instruction, memories, rows):
                     keys = packed_keys(scratch)
                 _pack_values(
                     kind, operand(instruction, VALUES, memories) + size * wide * here, wide,
-                    operand(instruction, VALUE_SCALES, memories) + 4 * here, held, width, scratch,
+                    operand(instruction, VALUE_SCALES, memories) + 4 * here, known, held, width, scratch,
                 )  # fmt: skip
             first, shift = sequence * time, 4 * head * width
             query = operand(instruction, QUERY, memories) + first * query_step + shift
@@ -99,9 +104,12 @@ def _pack_keys(kind, keys, scales, places, width, packed):
 
 
 @kernel()
-def _pack_values(kind, values, wide, scales, places, width, scratch):
+def _pack_values(kind, values, wide, scales, known, places, width, scratch):
+    """Behind the places that hold something stands zero: what was there before may be no number, and is multiplied by 0."""
     packed = packed_values(scratch, places, width)
     for i in range(0, width, LANES):
-        for p in range(places):
+        for p in range(known):
             store_floats(packed + 64 * p, _widened(kind, values, p * wide + i, scales + 4 * p))
+        for p in range(known, places):
+            store_floats(packed + 64 * p, floats(_NONE))
         packed += 64 * whole_vectors(places)

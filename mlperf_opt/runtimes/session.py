@@ -39,7 +39,7 @@ class StateSession:
         self._batch = batch
         self._run = run
         self._ones = np.ones(batch, np.int64)
-        self._room = max_length  # tokens that the fullest row can still take
+        self._room = max_length  # tokens that the fullest row can still take, at least
 
     @property
     def positions(self) -> Array:
@@ -91,14 +91,13 @@ class StateSession:
             if tokens.dtype.kind not in "iu":
                 raise SessionError(f"tokens are whole numbers, got {tokens.dtype}")
             tokens = tokens.astype(_TOKEN, copy=False)
-        # What a step of one token needs is counted in Python: a ufunc between two steps is far from the CPU's caches.
+        # What a step of one token needs is counted in Python: a ufunc between two steps is far from the CPU's caches. And it
+        # is counted first: Ctrl-C may come when positions have moved. Where there seems to be no room it is counted anew.
         time = tokens.shape[1]
-        room = self._room - 1 if time == 1 and self._room else self._room_behind(lengths)
-        if self._window and time > 1 and self._max_length - room > self._places:
-            logits = self._in_pieces(tokens, lengths)
-        else:
-            logits, self._state = self._run(tokens, lengths, self._state)
-        self._room = room
+        self._room = self._room - 1 if time == 1 and self._room else self._room_behind(lengths)
+        if self._window and time > 1 and self._max_length - self._room > self._places:
+            return self._in_pieces(tokens, lengths)
+        logits, self._state = self._run(tokens, lengths, self._state)
         return logits
 
     def _room_behind(self, lengths: Array) -> int:

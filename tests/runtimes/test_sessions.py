@@ -190,6 +190,44 @@ def test_a_token_that_does_not_exist_is_refused(runtime):
 
 
 @each_runtime
+def test_a_token_that_does_not_exist_moves_no_row_of_any_chunk(runtime):
+    rows = 70
+    session = executables(runtime)[1].start(rows, 4)
+    session.prefill(np.full((rows, 2), 3))
+    wrong = np.ones(rows, np.int64)
+    wrong[-1] = VOCABULARY
+    for refused in (lambda: session.decode(wrong), lambda: session.prefill(np.stack([wrong, wrong], axis=1))):
+        with pytest.raises(GraphError, match=r"token ids must be 0\.\.8"):
+            refused()
+    assert session.positions.tolist() == [2] * rows
+    expected = np.tile(after([3, 3, 5], runtime), (rows, 1))
+    np.testing.assert_allclose(session.decode(np.full(rows, 5)), expected, **CLOSE)
+
+
+@each_runtime
+def test_an_interrupted_step_takes_room_but_never_more_than_there_is(runtime):
+    session = executables(runtime)[1].start(1, 4)
+    session.prefill(np.array([[1]]))
+    whole = session._run
+
+    def interrupted(*given):
+        whole(*given)
+        raise KeyboardInterrupt
+
+    session._run = interrupted
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            session.decode(np.array([2]))
+    session._run = whole
+    for _ in range(4 - int(session.positions[0])):
+        session.decode(np.array([3]))
+    assert session.positions.tolist() == [4]
+    with pytest.raises(SessionError, match="the cache is full: row 0 holds 4 of 4 tokens"):
+        session.decode(np.array([3]))
+    assert session.positions.tolist() == [4]
+
+
+@each_runtime
 @pytest.mark.parametrize("width", [CONTEXT + 1, 40, 3000])
 def test_prompts_may_be_padded_to_more_than_there_is_room_for(runtime, width):
     """What pads every row takes no room, in the cache or anywhere else."""

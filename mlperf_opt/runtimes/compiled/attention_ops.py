@@ -71,6 +71,8 @@ def lower_cache_write(program: Program, node: Node) -> None:
     if program.is_weight(scale):
         scales, where = kv_cache.BY_CHANNEL, program.constant(program.weight(scale))
     elif scale:
+        if in_panels(program.graph, cache):
+            raise unsupported(node, "keys with a scale for each vector")
         scales, where, step = kv_cache.BY_VECTOR, program.value(scale).start(), program.value(scale).row_step
     program.emit(
         opcodes.CACHE_WRITE, 0, 0, heads, width, _KINDS[spec.dtype], *_window(node), scratch,

@@ -184,7 +184,7 @@ class CompiledExecutable:
         with self._preparing:
             if length > self._program.rows:
                 self._prepare(padded(length))
-            worker = Worker(self._program, self._constants, state, length)
+            worker, chunk = Worker(self._program, self._constants, state, length), self._program.rows
         vocabulary, position = self._out_row[-1], list(state).index(POSITION)
 
         # A step's weights throw what Python needs out of the CPU's caches, so that each call of numpy's costs microseconds:
@@ -202,6 +202,8 @@ class CompiledExecutable:
             if lengths is not added:
                 added, new = lengths, lengths.ctypes.data
             rows, time = tokens.shape
+            if self.graph.window and rows * time > chunk:
+                check_tokens(self.graph, tokens)  # before a chunk writes over what the ring would still hold
             if time == 1:
                 token[:] = tokens
                 known = machine.run(worker.address, token_at, made_at, new, held, 0, rows, 1)

@@ -25,9 +25,11 @@ from mlperf_opt.runtimes.compiled.layout import (
     last_readers,
     place,
     row_shape,
+    unsupported,
 )
 
 Array = NDArray[Any]
+_TYPES = ("float32", "uint8", "int32", "int64")  # of activations, codes, zero points of rows, tokens and positions
 _ON_STATE = (opcodes.CACHE_WRITE, opcodes.CACHED_ATTENTION)
 Lower = Callable[["Program", Node], None]
 
@@ -68,6 +70,7 @@ class Program:
             first = len(self._emitted)
             if node.op not in lowerings:
                 raise GraphError(f"the compiled runtime lacks the op {node.op}; use runtime=numpy")
+            self._check_types(node)
             lowerings[node.op](self, node)
             self.spans[node.output] = slice(first, len(self._emitted))
             if node.output in self.values:
@@ -83,6 +86,14 @@ class Program:
             row[: len(fields)] = fields
         self.on_state = np.flatnonzero(np.isin(self.instructions[:, 0], _ON_STATE))
         self.kernels = kernel_table(self._left_to.union(self.instructions[:, 0].tolist()))
+
+    def _check_types(self, node: Node) -> None:
+        """Refuse values of types that no kernel reads or writes: they would be taken for what they are not."""
+        caches = {name for state in self.graph.state for name in (state.name, state.update)}
+        for name in (*node.inputs, node.output):
+            is_value = name and name not in caches and not self.is_weight(name)
+            if is_value and self.graph.specs[name].dtype not in _TYPES:
+                raise unsupported(node, f"{name!r} is {self.graph.specs[name].dtype}")
 
     # what lowerings use
 

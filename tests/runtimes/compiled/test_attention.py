@@ -1,5 +1,7 @@
 """Attention and caches at sizes that are no whole vectors, against numpy; sessions at every kind of position."""
 
+from contextlib import contextmanager, suppress
+
 import numpy as np
 import pytest
 from compiled_cases import check_against_numpy, check_nodes, check_same, model, runtime
@@ -7,12 +9,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from mlperf_opt.data import Dataset, Split
-from mlperf_opt.errors import SessionError
+from mlperf_opt.errors import GraphError, SessionError
 from mlperf_opt.graph import GraphBuilder, Weight
 from mlperf_opt.networks import MinimalTransformer
 from mlperf_opt.passes import PassContext
 from mlperf_opt.passes.kv_cache import KvCache
 from mlperf_opt.runtimes import NUMPY, difference, is_quantized
+from mlperf_opt.runtimes.compiled import attention_ops
+from mlperf_opt.runtimes.compiled.executable import CompiledExecutable
+from mlperf_opt.runtimes.compiled.layout import LINE, Arena
+from mlperf_opt.runtimes.compiled.worker import Worker
 
 SEEDS = st.integers(0, 99)
 
@@ -91,7 +97,7 @@ def test_sessions_are_those_of_numpy(heads, width, rows, capacity, data, seed):
             tokens = rng.integers(0, 27, rows)
             check_same(actual.decode(tokens), expected.decode(tokens), exact=False, floor=floor)
         elif room:
-            lengths = rng.integers(1, room, rows, endpoint=True)
+            lengths = rng.integers(1, capacity - expected.positions, endpoint=True)
             tokens = rng.integers(0, 27, (rows, int(lengths.max()) + data.draw(st.integers(0, 3))))
             check_same(actual.prefill(tokens, lengths), expected.prefill(tokens, lengths), exact=False, floor=floor)
         np.testing.assert_array_equal(actual.positions, expected.positions)
@@ -197,3 +203,103 @@ def test_lengths_may_lie_anywhere():
         found = [session.prefill(part, reused) for session in (actual, expected)]
         check_same(*found, exact=False, floor=1e-5)
         np.testing.assert_array_equal(actual.positions, expected.positions)
+
+
+_GUARD, _BYTE = 8192, 0xA5
+
+
+@contextmanager
+def _guards():
+    """Put bytes behind the scratch of every instruction and around every state, and look whether they are the same after."""
+    workers, states = [], []
+    start, fresh = Worker.__init__, CompiledExecutable._state
+
+    def scratch(arena, size):
+        offset = arena._new(-(-size // LINE) * LINE + _GUARD)
+        arena.fills.append((offset + size, _GUARD, _BYTE))
+        return offset
+
+    def started(worker, program, *rest):
+        start(worker, program, *rest)
+        workers.append((worker, [fill for fill in program.arena.fills if fill[1:] == (_GUARD, _BYTE)]))
+
+    def guarded(executable, batch, length):
+        found = {}
+        for name, array in fresh(executable, batch, length).items():
+            raw = np.full(array.nbytes + 2 * _GUARD, _BYTE, np.uint8)
+            found[name] = raw[_GUARD:-_GUARD].view(array.dtype).reshape(array.shape)
+            found[name][:] = 0
+            states.append(raw)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Arena, "scratch", scratch)
+        patch.setattr(Worker, "__init__", started)
+        patch.setattr(CompiledExecutable, "_state", guarded)
+        yield
+    assert workers and states
+    for worker, fills in workers:
+        assert fills and all((worker.arena[start : start + size] == byte).all() for start, size, byte in fills)
+    for raw in states:
+        assert (raw[:_GUARD] == _BYTE).all() and (raw[-_GUARD:] == _BYTE).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([{}, *KINDS[1:], {"window": 3, "sinks": 0}]), st.integers(1, 2), st.integers(1, 40), st.integers(1, 3),
+    st.integers(2, 90), SEEDS,
+)  # fmt: skip
+def test_nothing_is_written_beside_scratch_and_caches(kind, kv_heads, half_width, rows, length, seed):
+    """Prompts, also of rows whose padding reaches beyond the cache, steps and cuts at any place."""
+    rng = np.random.default_rng(seed)
+    positions = "rotary" if "window" in kind else "learned"
+    heads, context = 2 * kv_heads, max(16, length)  # no more room than the cache needs
+    graph = _network(seed % 3, True, heads, 2 * half_width, context, positions=positions, kv_heads=kv_heads, kind=kind)
+    with _guards():
+        session = runtime().prepare(graph).start(rows, length)
+        for _ in range(4):
+            free = length - session.positions
+            if free.min() > 0:
+                lengths = rng.integers(1, free, endpoint=True)
+                session.prefill(rng.integers(0, 27, (rows, int(lengths.max()))), lengths)
+            if session.positions.max() < length:
+                session.decode(rng.integers(0, 27, rows))
+            with suppress(SessionError):  # what a window has lost
+                session.truncate(rng.integers(0, session.positions, endpoint=True))
+
+
+def test_what_a_session_held_before_is_forgotten_though_it_was_no_number():
+    graph = _network(3, True, 2, 16, 40)
+    table = next(node.argument("table") for node in graph.nodes if node.op == "embedding")
+    values = graph.weights[table].values.copy()
+    values[26] = 3e38
+    executable = runtime().prepare(graph.with_weights({table: Weight(values)}))
+    used, fresh = executable.start(2, 40), executable.start(2, 40)
+    with np.errstate(invalid="ignore"):
+        assert not np.isfinite(used.prefill(np.full((2, 30), 26))).any()
+    used.truncate(0)
+    tokens, lengths = np.arange(24).reshape(2, 12), np.array([7, 12])
+    found = used.prefill(tokens, lengths)
+    assert np.isfinite(found).all()
+    np.testing.assert_array_equal(found, fresh.prefill(tokens, lengths))
+
+
+def test_a_refused_step_leaves_a_full_ring_as_it_was():
+    """Of rows in several chunks; the first would have written over what the ring holds."""
+    graph = _network(4, True, 4, 10, 16, positions="rotary", kv_heads=2, kind={"window": 12, "sinks": 4})
+    sessions = [chosen.prepare(graph).start(300, 100) for chosen in (NUMPY, runtime())]
+    tokens = np.random.default_rng(5).integers(0, 27, (300, 17))
+    wrong = np.append(tokens[:-1, 16], 27)
+    for session in sessions:
+        session.prefill(tokens[:, :16])
+        with pytest.raises(GraphError, match="token ids"):
+            session.decode(wrong)
+        session.truncate(10)
+    check_same(sessions[1].decode(tokens[:, 16]), sessions[0].decode(tokens[:, 16]), exact=False, floor=1e-5)
+
+
+def test_a_cache_of_keys_has_no_scale_for_each_vector(monkeypatch):
+    graph = _network(3, True, 2, 16, 40, kind={"dtype": "int8"})
+    monkeypatch.setattr(attention_ops, "in_panels", lambda *_: True)
+    with pytest.raises(GraphError, match="keys with a scale for each vector"):
+        runtime().prepare(graph)

@@ -10,6 +10,8 @@ import pytest
 from compiled_cases import model, runtime
 
 from mlperf_opt.errors import GraphError
+from mlperf_opt.graph import GraphBuilder
+from mlperf_opt.runtimes import NUMPY
 
 NETWORKS = [("mlp", "none"), ("cnn", "static"), ("cnn", "dynamic"), ("mlp", "fp16"), ("transformer", "none")]
 NETWORKS += [("transformer", "static"), ("lenet5", "static")]
@@ -62,6 +64,17 @@ def test_arrays_of_any_layout(name, before):
     for given in (frozen, wide[::2], backwards, fortran, shifted):
         np.testing.assert_array_equal(executable(given), expected)
         np.testing.assert_array_equal(given, batch)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64"])
+@pytest.mark.parametrize("op, inputs", [("add", 2), ("softmax", 1)])
+def test_a_graph_of_other_floats_is_refused_not_taken_for_float32(dtype, op, inputs):
+    build = GraphBuilder("other")
+    x = build.input("x", ("N", 64), dtype)
+    graph = build.finish(build.node(op, "y", *[x] * inputs))
+    assert NUMPY.prepare(graph)(np.ones((1, 64), dtype)).dtype == dtype
+    with pytest.raises(GraphError, match=f"can't run node 'y' .{op}.: 'x' is {dtype}; use runtime=numpy"):
+        runtime().prepare(graph)
 
 
 @pytest.mark.parametrize("name, wrong", [("mlp", np.float64), ("cnn", np.float16), ("transformer", np.int32)])
