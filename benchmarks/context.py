@@ -315,9 +315,8 @@ def draw(source: Path, image: Path) -> None:
     figure = Figure((8, 5), layout="constrained")
     axes = figure.subplots()
     for name, points in curves.items():
-        axes.plot(
-            *zip(*points, strict=True), marker="o", markersize=3, label=name, linestyle=":" if "no cache" in name else "-"
-        )
+        line = {"linestyle": ":" if "no cache" in name else "-", "color": "black" if name == _TORCH else None}
+        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **line)
     axes.set(xscale="log", yscale="log", xlabel="tokens in sight", ylabel="microseconds for a token")
     axes.set_xticks(CONTEXTS, [str(context) for context in CONTEXTS], minor=False)
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
