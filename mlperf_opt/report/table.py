@@ -77,22 +77,15 @@ def run_notes(records: Sequence[Record]) -> list[str]:
         notes.append(
             "worse: the quality fell by more than measure.max_drop; the number is VALID, the model may not be for you."
         )
-    rows = {reason: [r for r in records if reason in _valid_reasons(r)] for r in records for reason in _valid_reasons(r)}
+    valid = [record.reasons.split("; ") for record in records if record.reasons and record.status == "VALID"]
+    shared = [reason for reason in valid[0] if all(reason in of for of in valid)] if len(valid) == len(records) > 1 else []
     for record in records:
-        if record.status != "VALID":
-            notes.append(f"{record.step} {record.name}: {record.status}: {record.reasons or 'no reason given'}")
-        elif own := [reason for reason in _valid_reasons(record) if len(rows[reason]) == 1]:
-            notes.append(f"{record.step} {record.name}: {'; '.join(own)}")
-    for reason, of in rows.items():
-        if len(of) > 1:
-            who = "all rows" if len(of) == len(records) else ", ".join(f"{r.step} {r.name}" for r in of)
-            notes.append(f"{who}: {reason}")
+        own = [reason for reason in record.reasons.split("; ") if reason not in shared]
+        if any(own) or record.status != "VALID":
+            status = "" if record.status == "VALID" else f"{record.status}: "
+            notes.append(f"{record.step} {record.name}: {status}{'; '.join(own) or 'no reason given'}")
+    notes += [f"all rows: {reason}" for reason in shared]
     return notes + _plan_notes(records)
-
-
-def _valid_reasons(record: Record) -> list[str]:
-    """What a VALID row's reasons say, one by one; an INVALID row's stay together, in the order in which they came."""
-    return record.reasons.split("; ") if record.reasons and record.status == "VALID" else []
 
 
 def _plan_notes(records: Sequence[Record]) -> list[str]:

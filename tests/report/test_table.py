@@ -125,20 +125,21 @@ def test_notes_give_the_noise_and_the_reasons(make_record):
     assert run_notes([]) == []
 
 
-def test_what_several_rows_say_stands_below_the_table_once(make_record):
+def test_what_all_rows_say_stands_below_the_table_once(make_record):
     few, part = "p99 needs 662 queries, got 6", "fc1 keeps fp16"
     records = [
         make_record("baseline", step=0, reasons=few),
         make_record("quant", step=1, reasons=f"{part}; {few}"),
         make_record("prune", step=2, reasons=f"no finetune; {part}; {few}"),
     ]
-    assert run_notes(records)[1:] == ["2 prune: no finetune", f"all rows: {few}", f"1 quant, 2 prune: {part}"]
+    assert run_notes(records)[1:] == [f"1 quant: {part}", f"2 prune: no finetune; {part}", f"all rows: {few}"]
+    assert run_notes(records[:1])[1:] == [f"0 baseline: {few}"]
     broken = make_record("fuse", step=3, status="INVALID", reasons=f"out of memory; {few}")
     assert run_notes([*records, broken])[1:] == [
-        "2 prune: no finetune",
+        f"0 baseline: {few}",
+        f"1 quant: {part}; {few}",
+        f"2 prune: no finetune; {part}; {few}",
         f"3 fuse: INVALID: out of memory; {few}",
-        f"0 baseline, 1 quant, 2 prune: {few}",
-        f"1 quant, 2 prune: {part}",
     ]
 
 
