@@ -79,7 +79,7 @@ def choose(settings: SamplingSettings, logits: Array, generators: Sequence[np.ra
     """Return a token for each row of logits (N, V), drawn by the row's own generator: int64 (N,).
 
     Raises:
-        SessionError: logits that are NaN or infinite; the most likely one (temperature 0) is taken of any.
+        SessionError: NaN among a row's logits, or a largest one that is infinite; at temperature 0 nothing is asked of them.
     """
     if settings.temperature == 0:
         return greedy(logits)
