@@ -24,6 +24,7 @@ environment.fix_threads()
 
 import numpy as np
 from cases import TRANSFORMER, VOCABULARY
+from curves import IMAGES, draw
 from numpy.typing import NDArray
 from output import conditions, keep, parser, progress, show, system_facts, writable
 from peers import installed
@@ -47,7 +48,6 @@ _WINDOW_SECONDS = 10e-3  # calls between two readings of the clock
 _WINDOW, _SINKS = 252, 4
 _TORCH = "torch fp32"
 _PROMPTED = ("numpy", "compiled")
-_IMAGES = (".svg", ".png", ".pdf")
 _PROMPT = np.random.default_rng(2).integers(0, VOCABULARY, (1, CONTEXTS[-1]))
 
 
@@ -76,8 +76,8 @@ def main() -> int:
         source, image = arguments.draw
         if not source.is_file():
             words.error(f"{source}: no such file")
-        if image.suffix not in _IMAGES:
-            words.error(f"{image}: expected an image as {', '.join(_IMAGES[:-1])} or {_IMAGES[-1]}")
+        if image.suffix not in IMAGES:
+            words.error(f"{image}: expected an image as {', '.join(IMAGES[:-1])} or {IMAGES[-1]}")
         if find_spec("matplotlib") is None:
             words.error("--draw needs matplotlib: pip install 'mlperf-opt[report]'")
         draw(source, image)
@@ -300,28 +300,6 @@ def _grid(steps: dict[str, dict[int, list[float]]], bytes_: dict[str, int]) -> G
 
 def _whole_grid(whole: dict[str, list[float]]) -> Grid:
     return build_grid([{"": name, "ms": digits(float(np.median(t)) * 1e3)} for name, t in whole.items()], left=("",))
-
-
-def draw(source: Path, image: Path) -> None:
-    """Draw kept times as curves on logarithmic axes; the ending of ``image`` says the format."""
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
-    curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    with source.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            curves[row["subject"]].append((int(row["context"]), float(row["token_us"])))
-    mpl.rcParams["svg.hashsalt"] = "mlperf_opt"  # the same times give the same picture
-    figure = Figure((8, 5), layout="constrained")
-    axes = figure.subplots()
-    for name, points in curves.items():
-        line = {"linestyle": ":" if "no cache" in name else "-", "color": "black" if name == _TORCH else None}
-        axes.plot(*zip(*points, strict=True), marker="o", markersize=3, label=name, **line)
-    axes.set(xscale="log", yscale="log", xlabel="tokens in sight", ylabel="microseconds for a token")
-    axes.set_xticks(CONTEXTS, [str(context) for context in CONTEXTS], minor=False)
-    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
-    axes.grid(visible=True, alpha=0.3)
-    figure.savefig(image, metadata={"Date": None} if image.suffix == ".svg" else None)
 
 
 if __name__ == "__main__":

@@ -84,10 +84,8 @@ def choose(settings: SamplingSettings, logits: Array, generators: Sequence[np.ra
     if settings.temperature == 0:
         return greedy(logits)
     sums = settings._shares(logits).cumsum(axis=1)
-    if not all(map(math.isfinite, sums[:, -1].tolist())):
+    ends = sums[:, -1].tolist()
+    if not all(map(math.isfinite, ends)):
         raise SessionError("the network's outputs are not finite, so there is no token to draw")
-    drawn = [
-        row.searchsorted(rng.random() * end, "right")
-        for row, end, rng in zip(sums, sums[:, -1].tolist(), generators, strict=True)
-    ]
+    drawn = [row.searchsorted(rng.random() * end, "right") for row, end, rng in zip(sums, ends, generators, strict=True)]
     return np.array(drawn, np.int64)

@@ -17,7 +17,7 @@ from mlperf_opt.kernels.emit import LANES
 from mlperf_opt.kernels.exponential import exponentials
 from mlperf_opt.kernels.jit import kernel
 from mlperf_opt.kernels.simd import store_float
-from mlperf_opt.kernels.tiles import SCALED_SHAPES, scaled_tile
+from mlperf_opt.kernels.tiles import SCALED_SHAPES, rows_of_tiles, scaled_tile
 
 ROWS = 12  # of a block
 _LINE = 64  # bytes of a vector
@@ -25,19 +25,15 @@ _NONE, _ONE, _INFINITY = np.float32(0), np.float32(1), np.float32(np.inf)
 _FACTORS = 2  # lines: what scores are multiplied by, and what the rows of out are
 
 
-def _tables() -> tuple[np.ndarray, np.ndarray]:
-    """[rows left, rows in all] -> rows of the next tile: the fewest that cover the rest; [panels, rows] -> its number."""
-    sizes = sorted({rows for _, rows in SCALED_SHAPES})
-    rows, shapes = np.zeros((ROWS + 1, ROWS + 1), np.int64), np.zeros((3, ROWS + 1), np.int64)
-    for left, total in np.ndindex(rows.shape):
-        fitting = [size for size in sizes if size <= total]
-        rows[left, total] = min((size for size in fitting if size >= left), default=max(fitting, default=0))
+def _shape_table() -> np.ndarray:
+    """[panels, rows] -> number of the tile."""
+    table = np.zeros((3, ROWS + 1), np.int64)
     for number, shape in enumerate(SCALED_SHAPES):
-        shapes[shape] = number
-    return rows, shapes
+        table[shape] = number
+    return table
 
 
-_NEXT, _SHAPE = _tables()
+_NEXT, _SHAPE = rows_of_tiles({rows for _, rows in SCALED_SHAPES}, ROWS), _shape_table()
 
 
 @kernel()

@@ -16,7 +16,7 @@ from mlperf_opt.kernels.instruction import field, operand
 from mlperf_opt.kernels.jit import kernel, operation
 from mlperf_opt.kernels.opcodes import DONE
 from mlperf_opt.kernels.simd import floats, load_codes, load_float, load_floats, load_halves, multiply, store_floats
-from mlperf_opt.kernels.tiles import CODES, FLOAT, GROUP_BYTES, HALF, INT8, INT8_PORTABLE, LANES, shapes_of
+from mlperf_opt.kernels.tiles import CODES, FLOAT, GROUP_BYTES, HALF, INT8, INT8_PORTABLE, LANES, rows_of_tiles, shapes_of
 
 # fields of the instruction, behind the opcode
 (
@@ -41,15 +41,11 @@ def _shape_table() -> np.ndarray:
 
 
 def _rows_table() -> np.ndarray:
-    """[kind, panels, rows left, rows in all] -> rows of the next tile: the most, or the fewest that cover what is left."""
+    """[kind, panels, rows left, rows in all] -> rows of the next tile."""
     table = np.zeros((INT8_PORTABLE + 1, 9, _MOST_ROWS + 1, _MOST_ROWS + 1), np.int64)
     for kind in GROUP_BYTES:
         for panels in {p for p, _ in shapes_of(kind)}:
-            known = [rows for p, rows in shapes_of(kind) if p == panels]
-            for left, total in np.ndindex(_MOST_ROWS + 1, _MOST_ROWS + 1):
-                fitting = [rows for rows in known if rows <= total]
-                covering = [rows for rows in fitting if rows >= left]
-                table[kind, panels, left, total] = min(covering, default=max(fitting, default=0))
+            table[kind, panels] = rows_of_tiles([rows for p, rows in shapes_of(kind) if p == panels], _MOST_ROWS)
     return table
 
 

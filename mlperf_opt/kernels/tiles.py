@@ -16,9 +16,10 @@ products of the same lanes. The weights' groups of four are what that instructio
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
@@ -61,6 +62,16 @@ def shapes_of(kind: int) -> tuple[tuple[int, int], ...]:
     if kind in (HALF, CODES):
         return _ONE_ROW
     return _SMALL if kind == INT8_PORTABLE else SHAPES
+
+
+def rows_of_tiles(sizes: Iterable[int], most: int) -> np.ndarray:
+    """[rows left, rows in all], up to ``most`` -> rows of the next tile: the fewest that cover what is left, or the most."""
+    table = np.zeros((most + 1, most + 1), np.int64)
+    for left, total in np.ndindex(table.shape):
+        fitting = [rows for rows in sizes if rows <= total]
+        covering = [rows for rows in fitting if rows >= left]
+        table[left, total] = min(covering, default=max(fitting, default=0))
+    return table
 
 
 def _is_integer(kind: int) -> bool:

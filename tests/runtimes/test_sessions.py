@@ -1,41 +1,15 @@
 """Sessions of the cache against recomputation by the graph without one: any order of calls, any mix of rows."""
 
-from functools import cache
-
 import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as check_state_machine
+from session_cases import CLOSE, CONTEXT, VOCABULARY, after, each_runtime, executables
 
-from mlperf_opt.data import load_data
-from mlperf_opt.errors import GraphError, SessionError
-from mlperf_opt.graph import Weight
-from mlperf_opt.networks import MinimalTransformer
-from mlperf_opt.passes import PassContext
-from mlperf_opt.passes.kv_cache import KvCache
-from mlperf_opt.runtimes import RUNTIMES, complete, continuations, stepwise
-
-VOCABULARY, CONTEXT = 9, 8
-each_runtime = pytest.mark.parametrize("runtime", list(RUNTIMES))
-CLOSE = {"rtol": 1e-3, "atol": 1e-4}
-
-
-@cache
-def executables(runtime, positions="learned"):
-    """(without a cache, with one): a small network whose logits differ much from place to place."""
-    rng = np.random.default_rng(8)
-    plain = MinimalTransformer(VOCABULARY, CONTEXT, 2, 8, 2, 12, positions).build("net", rng)
-    noise = {name: rng.standard_normal(w.values.shape).astype(np.float32) * 0.4 for name, w in plain.weights.items()}
-    plain = plain.with_weights({name: Weight(w.values + noise[name]) for name, w in plain.weights.items()})
-    cached = KvCache()(plain, PassContext(load_data("reverse"), 0, RUNTIMES["numpy"])).graph
-    return RUNTIMES[runtime].prepare(plain), RUNTIMES[runtime].prepare(cached)
-
-
-def after(row, runtime="numpy", positions="learned"):
-    """The logits behind a row of tokens, computed from scratch."""
-    return executables(runtime, positions)[0](np.array([row]))[0, -1]
+from mlperf_opt.errors import SessionError
+from mlperf_opt.runtimes import complete, continuations, stepwise
 
 
 class AnySession(RuleBasedStateMachine):
@@ -161,73 +135,6 @@ def test_a_row_can_be_cut_while_the_others_stay(runtime):
 
 
 @each_runtime
-def test_a_refused_call_leaves_the_session_as_it_was(runtime):
-    session = executables(runtime)[1].start(2, 4)
-    session.prefill(np.array([[1, 2, 3], [4, 5, 6]]), np.array([3, 2]))
-    for refused in (
-        lambda: session.prefill(np.array([[1, 1], [1, 1]])),
-        lambda: session.prefill(np.array([[1], [1]]), np.array([1, 2])),
-        lambda: session.decode(np.array([1])),
-        lambda: session.truncate(np.array([3, 3])),
-        lambda: session.truncate(np.array([1, 1, 1])),
-        lambda: session.truncate(-1),
-    ):
-        with pytest.raises(SessionError):
-            refused()
-    assert session.positions.tolist() == [3, 2]
-    found = session.decode(np.array([7, 8]))
-    np.testing.assert_allclose(found, [after([1, 2, 3, 7], runtime), after([4, 5, 8], runtime)], **CLOSE)
-    with pytest.raises(SessionError, match="the cache is full: row 0 holds 4 of 4 tokens, 1 more"):
-        session.decode(np.array([7, 8]))
-
-
-@each_runtime
-def test_a_token_that_does_not_exist_is_refused(runtime):
-    session = executables(runtime)[1].start(1, 4)
-    for tokens in ([[VOCABULARY]], [[-1]], [[1, -(2**40)]]):
-        with pytest.raises(GraphError, match=r"token ids must be 0\.\.8"):
-            session.prefill(np.array(tokens))
-
-
-@each_runtime
-def test_a_token_that_does_not_exist_moves_no_row_of_any_chunk(runtime):
-    rows = 70
-    session = executables(runtime)[1].start(rows, 4)
-    session.prefill(np.full((rows, 2), 3))
-    wrong = np.ones(rows, np.int64)
-    wrong[-1] = VOCABULARY
-    for refused in (lambda: session.decode(wrong), lambda: session.prefill(np.stack([wrong, wrong], axis=1))):
-        with pytest.raises(GraphError, match=r"token ids must be 0\.\.8"):
-            refused()
-    assert session.positions.tolist() == [2] * rows
-    expected = np.tile(after([3, 3, 5], runtime), (rows, 1))
-    np.testing.assert_allclose(session.decode(np.full(rows, 5)), expected, **CLOSE)
-
-
-@each_runtime
-def test_an_interrupted_step_takes_room_but_never_more_than_there_is(runtime):
-    session = executables(runtime)[1].start(1, 4)
-    session.prefill(np.array([[1]]))
-    whole = session._run
-
-    def interrupted(*given):
-        whole(*given)
-        raise KeyboardInterrupt
-
-    session._run = interrupted
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            session.decode(np.array([2]))
-    session._run = whole
-    for _ in range(4 - int(session.positions[0])):
-        session.decode(np.array([3]))
-    assert session.positions.tolist() == [4]
-    with pytest.raises(SessionError, match="the cache is full: row 0 holds 4 of 4 tokens"):
-        session.decode(np.array([3]))
-    assert session.positions.tolist() == [4]
-
-
-@each_runtime
 @pytest.mark.parametrize("width", [CONTEXT + 1, 40, 3000])
 def test_prompts_may_be_padded_to_more_than_there_is_room_for(runtime, width):
     """What pads every row takes no room, in the cache or anywhere else."""
@@ -245,15 +152,6 @@ def test_tokens_are_whole_numbers_of_any_width(runtime, dtype):
     np.testing.assert_allclose(session.prefill(prompts), [after(row, runtime) for row in prompts.tolist()], **CLOSE)
     found = session.decode(np.array([7, 8], dtype))
     np.testing.assert_allclose(found, [after([1, 2, 3, 7], runtime), after([4, 5, 6, 8], runtime)], **CLOSE)
-
-
-@each_runtime
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, bool])
-def test_tokens_that_are_no_whole_numbers_are_refused(runtime, dtype):
-    session = executables(runtime)[1].start(1, CONTEXT)
-    with pytest.raises(SessionError, match="tokens are whole numbers, got"):
-        session.prefill(np.zeros((1, 3), dtype))
-    assert session.positions.tolist() == [0]
 
 
 @each_runtime
