@@ -272,8 +272,9 @@ def test_notes_of_a_pass_end_in_its_own_row_and_below_the_table(start, tmp_path)
     _, clustered, again = rows(tmp_path)
     assert note in clustered["reasons"].split("; ") and clustered["status"] == "VALID"
     assert again["model_sha256"] == clustered["model_sha256"] and note not in again["reasons"]
+    # how many queries fitted may stand there too, or in a line of all rows
     below = [line for line in (tmp_path / "summary.md").read_text().splitlines() if note in line]
-    assert len(below) == 1 and below[0].startswith("- 1 cluster: ")  # how many queries fitted stands there or in a line of all
+    assert len(below) == 1 and below[0].startswith("- 1 cluster: ")
 
 
 def test_notes_of_a_pass_that_changes_nothing_are_in_its_row(start, tmp_path, monkeypatch):
